@@ -1,11 +1,11 @@
-"""Errors: a `UserError` is the user's fault, any other exception is a fault of potstill.
+"""Errors. A `UserError` is a fault that the user can correct; any other exception is a fault of potstill.
 
     >>> print(UserError("the gold answer is missing", code="E-data-missing-gold", where="mine.jsonl line 3"))
     mine.jsonl line 3: the gold answer is missing
       code: E-data-missing-gold
 
-The command line prints a `UserError` as one message and exits with 2. Any other exception keeps its traceback and exits
-with 1.
+The command line prints a `UserError` as one message and exits with code 2. For any other exception it prints the
+traceback and exits with code 1.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import unicodedata
 
 
 class UserError(Exception):
-    """A fault that only the user can correct: in a file, a key, a record, or a full disk.
+    """A fault that only the user can correct, such as a wrong value in a file or a recipe, or a full disk.
 
     what   the fault, in one line
-    code   a stable name of the fault, such as `E-recipe-unknown-key`; the documentation lists all of them
+    code   a stable name of the fault, such as `E-recipe-unknown-key`; the documentation lists all codes
     where  the file, the key of the recipe or the record
-    found  the faulty value, where it helps to see it
-    hint   what to do about it
+    found  the faulty value, if it helps to see it
+    hint   how to correct the fault
     """
 
     def __init__(self, what: str, *, code: str = "", where: object = "", found: object = "", hint: str = "") -> None:
@@ -28,7 +28,7 @@ class UserError(Exception):
         super().__init__(what, code, self.where, self.found, hint)
 
     def at(self, where: object) -> UserError:
-        """The same error at another place."""
+        """The same error with another `where`."""
         return UserError(self.what, code=self.code, where=where, found=self.found, hint=self.hint)
 
     def __str__(self) -> str:
@@ -40,8 +40,8 @@ class UserError(Exception):
 
 
 def escape_hidden(text: str) -> str:
-    """The text with invisible and reordering characters written as code points: control and direction characters, halves
-    of surrogate pairs and non-characters. Line ends, tabs and joiners stay.
+    """The text with invisible and reordering characters written as code points. These are control characters, direction
+    characters, halves of surrogate pairs and non-characters. Line ends, tabs and joiners do not change.
 
     >>> escape_hidden("a\\x00b\\u202ec")
     'a⟨U+0000⟩b⟨U+202E⟩c'

@@ -1,4 +1,4 @@
-"""The rank of this process among those that torchrun or srun started, its peak memory, and worker processes.
+"""The rank of this process among the processes of torchrun or srun, its peak memory, and worker processes.
 
     >>> read_process_rank({"RANK": "3", "WORLD_SIZE": "16", "LOCAL_RANK": "3"})
     ProcessRank(rank=3, world=16, local=3, launched=True)
@@ -7,8 +7,8 @@
     >>> read_main_address({"SLURM_JOB_NODELIST": "gpu[003-010],big1", "SLURM_JOB_ID": "20007"})
     ('gpu003', 20007)
 
-SLURM_NTASKS does not count, because a batch script, which runs once, has it, too; only a job step has the variables of
-`LAUNCHER_VARIABLES`.
+SLURM_NTASKS is not used, because a batch script, which is one process, also has it. Only the processes of a job step have
+the variables in `LAUNCHER_VARIABLES`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,21 @@ from typing import Any, Final
 
 from potstill.errors import UserError
 
-# The variables of rank, number of processes and rank on this machine, by launcher.
+# For each launcher, the variables of the rank, the number of processes, and the rank on this machine.
 LAUNCHER_VARIABLES: Final = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
-PORT_RANGE: Final = 20000  # number of ports, and the first of them
+PORT_RANGE: Final = 20000  # the number of ports that are used, and also the first port
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessRank:
-    """Process number `rank` of `world` processes, number `local` on its machine. `launched`: a launcher started it."""
+    """rank      number of the process, from 0
+    world     number of processes
+    local     number of the process on its machine, from 0
+    launched  whether a launcher (torchrun, srun) started the process
+    """
 
     rank: int = 0
     world: int = 1
@@ -53,7 +57,7 @@ class ProcessRank:
 
 
 def read_process_rank(environment: Mapping[str, str] | None = None) -> ProcessRank:
-    """The rank of this process, from the environment variables of its launcher; rank 0 of 1 without a launcher."""
+    """The rank of this process from the environment variables of its launcher. Without a launcher it is rank 0 of 1."""
     variables = os.environ if environment is None else environment
     for rank, world, local in LAUNCHER_VARIABLES:
         if rank in variables and world in variables:
@@ -62,8 +66,11 @@ def read_process_rank(environment: Mapping[str, str] | None = None) -> ProcessRa
 
 
 def read_main_address(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
-    """Host and port of the first process: MASTER_ADDR and MASTER_PORT, which torchrun sets; in a SLURM job the first
-    machine of the job and a port computed from the job's number. Raises UserError if neither is set."""
+    """The host and port of the first process.
+
+    They are MASTER_ADDR and MASTER_PORT, which torchrun sets. In a SLURM job without these variables, they are the first
+    machine of the job and a port computed from the job's number. Raises UserError if the host or the port is unknown.
+    """
     variables = os.environ if environment is None else environment
     host, port = variables.get("MASTER_ADDR"), variables.get("MASTER_PORT")
     nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "")
@@ -72,27 +79,27 @@ def read_main_address(environment: Mapping[str, str] | None = None) -> tuple[str
     if not port and "SLURM_JOB_ID" in variables:
         port = str(PORT_RANGE + int(variables["SLURM_JOB_ID"]) % PORT_RANGE)
     if not host or not port:
-        what = "several processes were started, but their common address is not set"
-        hint = "start them with torchrun or srun, or set both variables"
+        what = "several processes were started, but the address of the first process is not set"
+        hint = "start the processes with torchrun or srun, or set both variables"
         raise UserError(what, code="E-run-missing-main-address", where="MASTER_ADDR, MASTER_PORT", hint=hint)
     return host, int(port)
 
 
 def peak_memory() -> int:
-    """The largest number of bytes that this process has used so far."""
+    """The peak memory of this process so far, in bytes."""
     unit = 1 if platform.system() == "Darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-WORKER_START_SECONDS = 120.0  # for loading its libraries
+WORKER_START_SECONDS = 120.0  # time limit for a worker to load its libraries
 
 
 class WorkerProcess:
     """A process `python -m module` that reads one JSON value per line and writes one JSON value per line.
 
-    For a library that may never return, such as symbolic algebra: a request that takes too long kills the process. A
-    signal would not help, because it reaches only the main thread and interrupts no C code. The process starts with the
-    first request, writes one value when it is ready, and ends with this process.
+    It is for a library whose calls may never return, such as symbolic algebra: if a request takes too long, the process
+    is killed. A signal handler would not be enough, because it runs only in the main thread and cannot interrupt C code.
+    The process starts with the first request, writes one value when it is ready, and ends with this process.
     """
 
     def __init__(self, module: str) -> None:
@@ -103,9 +110,9 @@ class WorkerProcess:
         atexit.register(self.close)
 
     def ask(self, request: Any, seconds: float) -> Any:
-        """The answer to a request; None if it took longer than `seconds` or the worker ended. Thread-safe."""
+        """The answer to a request; None if it took longer than `seconds`, or if the worker ended. Thread-safe."""
         with self._lock:
-            if self._owner != os.getpid():  # after a fork the worker belongs to the parent
+            if self._owner != os.getpid():  # this is a forked process, and the worker belongs to its parent
                 self._process, self._owner = None, os.getpid()
             if self._process is None or self._process.poll() is not None:
                 self._start()
@@ -137,7 +144,7 @@ class WorkerProcess:
             raise RuntimeError(f"{self.module} did not start")
 
     def _read_line(self, seconds: float) -> Any:
-        """The value of the worker's next line. If it takes longer than `seconds`, ends the worker and returns None."""
+        """The value of the worker's next line. If the line takes longer than `seconds`, end the worker and return None."""
         assert self._process is not None and self._process.stdout is not None
         descriptor, line = self._process.stdout.fileno(), b""
         end = time.monotonic() + seconds

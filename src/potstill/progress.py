@@ -1,11 +1,11 @@
-"""Progress bars and messages for the person who watches, on standard error. Standard output is for results.
+"""Progress bars and messages for the user, on standard error. Standard output is for results.
 
     >>> with bar("train", total=2, unit="step") as tick:
     ...     tick(1, "loss 0.5")
     ...     tick(1, "loss 0.4")
 
-On a terminal it draws a bar with rate and remaining time. Elsewhere it prints a plain line every `LINE_INTERVAL`
-seconds, so that a log file stays short. A terminal that cannot show a character gets a similar one:
+On a terminal, `bar` draws a bar with the rate and the remaining time. Elsewhere it prints a plain line every
+`LINE_INTERVAL` seconds, so that a log file stays short. If a terminal cannot show a character, a similar one is printed:
 
     >>> "−0.5 × “a” → é ␣ 猫".encode("ascii", NEAREST_HANDLER)
     b'-0.5 x "a" -> e _ ?'
@@ -26,7 +26,7 @@ from potstill.errors import escape_hidden
 
 LINE_INTERVAL = 15.0  # seconds between plain lines
 
-_muted = False  # if several processes run, only the main one prints
+_muted = False  # with several processes, all but the main process are muted
 
 
 class Advance(Protocol):
@@ -35,13 +35,13 @@ class Advance(Protocol):
 
 @contextlib.contextmanager
 def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Advance]:
-    """Show the progress of something that may take more than two seconds. Call the yielded function with the amount done
-    since the last call, and a short note.
+    """Show the progress of work that may take more than two seconds. Call the yielded function with the amount done since
+    the last call, and a short note.
 
-    total  amount to do
-    done   the part that an earlier process did; it does not count for the rate
+    total  amount of work
+    done   amount that an earlier process has done; it does not count for the rate
 
-    A first call with 0 prints at once, for work whose first unit takes long.
+    If the first call has the amount 0, it prints at once. This is for work whose first unit takes long.
     """
     if _muted:
         yield lambda more=1, note="": None
@@ -53,7 +53,7 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ad
 
 
 def print_line(text: str, style: str = "") -> None:
-    """Print one line, on a terminal in a style of `rich` (`bold`, `green`, ...). Control characters are escaped, because
+    """Print a line. On a terminal it has a style of `rich` (`bold`, `green`, ...). Control characters are escaped, because
     the text may come from a server."""
     if _muted:
         return
@@ -127,7 +127,7 @@ def _format_rate(speed: float) -> str:
     return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed > 0 else ""
 
 
-# Terminals that cannot show every character (the C locale and PYTHONIOENCODING=ascii). Files and the output of `export`
+# For terminals that cannot show every character (the C locale, PYTHONIOENCODING=ascii). Files and the output of `export`
 # are always UTF-8.
 
 NEAREST_HANDLER: Final = "potstill.nearest"  # the name of the error handler
@@ -173,7 +173,7 @@ def _similar_character(character: str) -> str:
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     if plain:
         return plain
-    if 0x2500 <= ord(character) < 0x2580:  # lines of boxes
+    if 0x2500 <= ord(character) < 0x2580:  # box-drawing characters
         return "-" if ord(character) % 4 < 2 else "|"
     return "" if unicodedata.category(character) in ("Mn", "Me", "Cf") else "?"
 

@@ -1,4 +1,4 @@
-"""Prompts: the turns that a model sees, from a question, a format and demonstrations.
+"""Builds prompts, as turns of a dialogue, from a question, a format and demonstrations.
 
     >>> build_prompt("What is 1 + 1?", PromptFormat(few_shot=False, rationale=True)).plain
     "Q: What is 1 + 1?\\nLet's think step by step"
@@ -12,9 +12,9 @@
     Q: What is 1 + 1?
     Let's think step by step
 
-The four formats and their bytes are those of Fu et al. 2023 (PAPER_STYLE). A prompt never ends in white space: the
-white space between it and its answer is its `lead`, which a causal model without a chat template needs, and T5 and chat
-models do not. Pure: no tokenizer, no file.
+The four formats and their bytes are those of Fu et al. 2023 (PAPER_STYLE). A prompt never ends in whitespace. Its `lead`
+is the whitespace between the prompt and its answer: it is used for causal models without a chat template, but not for
+T5 and chat models. All functions are pure, and use no tokenizer and no file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Final
 
 from potstill.records import Prompt, Turn
 
-VERSION: Final = 1  # counts changes of the bytes of prompts; stored in the manifests of the stages that use them
+VERSION: Final = 1  # of the bytes of prompts; stored in the manifests of the stages that use them
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,7 +54,7 @@ FORMATS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A solved example. `rationale` is the solution without its answer sentence; it may be empty."""
+    """A solved example. `rationale` is the solution without its answer sentence, and may be empty."""
 
     question: str
     answer: str
@@ -63,13 +63,13 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class PromptStyle:
-    """The templates of a question and its reply, with {question}, {rationale} and {answer}.
+    """The templates of a question and its reply, with the fields {question}, {rationale} and {answer}.
 
-    ask_rationale      the question if a rationale is expected; no `ask_*` ends in white space
-    ask_answer         the question of a few-shot prompt without rationales
-    ask_answer_alone   the question of a zero-shot prompt without a rationale
+    ask_rationale      the question, if a rationale is expected. No `ask_*` ends in whitespace
+    ask_answer         the question in a few-shot prompt without rationales
+    ask_answer_alone   the question in a zero-shot prompt without a rationale
     reply_*            the reply of a demonstration
-    lead_*             the white space between question and reply
+    lead_*             the whitespace between a question and its reply
     after              the text between a demonstration and the next question
     """
 
@@ -116,8 +116,8 @@ def build_prompt(
 ) -> Prompt:
     """The prompt of one question.
 
-    demonstrations  used in this order by a few-shot format, ignored by a zero-shot format
-    instruction     precedes everything, followed by a blank line (the description of a BBH task)
+    demonstrations  a few-shot format uses them in this order; a zero-shot format ignores them
+    instruction     text at the start of the prompt, followed by a blank line (the description of a BBH task)
     """
     demonstrations = demonstrations if format.few_shot else ()
     assert demonstrations or not format.few_shot, "a few-shot prompt without demonstrations"
@@ -138,21 +138,23 @@ def build_prompt(
 
 
 def format_solution(rationale: str, answer: str) -> str:
-    """A rationale and its answer sentence as one chain of thought: the training target of the rationale formats."""
+    """A rationale and its answer sentence as one text, which is the training target of the rationale formats."""
     reply = PAPER_STYLE.reply_rationale if rationale else PAPER_STYLE.reply_answer
     return _fill_template(reply, rationale=rationale, answer=answer)
 
 
 def restore_answer_line(text: str) -> str:
-    """A one-line solution with its answer sentence on its own line, as `format_solution` writes it. The vocabulary of
-    T5 has no newline and loses it.
+    """A solution of one line with its answer sentence on a separate line, as `format_solution` writes it. A text that has
+    a newline is returned unchanged.
+
+    T5 needs this, because its tokenizer drops newlines.
     """
     space = -1 if "\n" in text else text.find(" The answer is ")
     return text if space < 0 else f"{text[:space]}\n{text[space + 1 :]}"
 
 
 def format_answer(answer: str) -> str:
-    """The answer sentence: the training target of the answer formats."""
+    """The answer sentence, which is the training target of the answer-only formats."""
     return _fill_template(PAPER_STYLE.reply_answer, answer=answer)
 
 
@@ -162,8 +164,8 @@ ANSWER_SENTENCE: Final = re.compile(
 
 
 def find_answer_end(text: str) -> int | None:
-    """Where sampling truncates a text: the end of the first line with "answer is", without its newline; None if there
-    is no such line."""
+    """The end of the first line with "answer is", without its newline; None if there is no such line. Sampling cuts texts
+    there."""
     start = text.lower().find("answer is")
     if start < 0:
         return None
@@ -172,8 +174,9 @@ def find_answer_end(text: str) -> int | None:
 
 
 def find_answer_sentence_end(text: str) -> int | None:
-    """The end of the first complete sentence with "answer is": white space follows its period, its line ends, or
-    another question begins. None as long as the sentence may continue.
+    """The end of the first complete sentence with "answer is"; None as long as the sentence may continue.
+
+    A sentence is complete if whitespace follows its period, if its line has ended, or if another question begins.
 
     >>> text = "Half is 4.5. The answer is 4.50. Q: How many?"
     >>> text[: find_answer_sentence_end(text)]
@@ -184,5 +187,5 @@ def find_answer_sentence_end(text: str) -> int | None:
 
 
 def _fill_template(template: str, **values: str) -> str:
-    # str.format would interpret braces in a value that is itself a template; here each value is inserted as it is.
+    # Values are inserted unchanged, even if they contain braces.
     return re.sub(r"\{(\w+)\}", lambda field: values[field[1]], template)

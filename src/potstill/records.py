@@ -1,4 +1,4 @@
-"""Records: the frozen values that the stages pass to each other. Log-probabilities are natural logarithms.
+"""Records: the frozen values that the stages pass to later stages. Log-probabilities are natural logarithms.
 
     >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\\xff", -0.3)]])
     >>> chain.text, chain.spans
@@ -6,7 +6,7 @@
     >>> Checkpoint(350, 0.3).name, Checkpoint(350, 0.3).label, Checkpoint.parse("350-0.3")
     ('350-0.3', '350 × 0.3', Checkpoint(step=350, share=0.3, on_policy_steps=0))
 
-This module imports no other library; `serialization` has the JSON form of each record.
+This module imports no other library. `serialization` converts the records to JSON.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class Checkpoint:
     """Weights that are evaluated: the student after a training step, or an interpolation of it with the base.
 
-    share            of the student's weights; the base's have the rest. 1: the checkpoint itself
-    on_policy_steps  steps of on-policy distillation after it; such a checkpoint is evaluated and never selected
+    share            share of the student's weights in the interpolation; 1 for the student itself
+    on_policy_steps  number of steps of on-policy distillation after the training step. A checkpoint with such steps is
+                     evaluated, but never selected
     """
 
     step: int
@@ -36,34 +37,34 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """The name of the checkpoint's folder."""
         share = "" if self.share == 1 else f"-{self.share!r}"
         return f"{self.step}{share}" + (f"+{self.on_policy_steps}" if self.on_policy_steps else "")
 
     @property
     def label(self) -> str:
-        """For people: the step and the suffix."""
+        """The step and the suffix, for output."""
         return f"{self.step}{self.suffix}"
 
     @property
     def suffix(self) -> str:
-        """For people: the share of the student's weights, and the on-policy steps."""
+        """The share of the student's weights and the number of on-policy steps, for output; empty for plain checkpoints."""
         share = "" if self.share == 1 else f" × {self.share!r}"
         return share + (f" + {self.on_policy_steps}" if self.on_policy_steps else "")
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a checkpoint of training itself."""
+        """Whether it is a checkpoint of the stage `train`, without interpolation and on-policy steps."""
         return self.share == 1 and not self.on_policy_steps
 
     @property
     def json_value(self) -> int | str:
-        """Its form in JSON: a plain step is a number, anything else its name."""
+        """The checkpoint in JSON: the step as a number if it is plain, else the name."""
         return self.step if self.is_plain else self.name
 
     @classmethod
     def parse(cls, value: int | str) -> Self:
-        """The inverse of `json_value` and of `name`. Raises ValueError for anything else."""
+        """The inverse of `json_value` and of `name`. Raises ValueError for any other value."""
         selected, _, on_policy = str(value).partition("+")
         step, dash, share = selected.partition("-")
         checkpoint = cls(int(step), float(share) if dash else 1.0, int(on_policy or 0))
@@ -83,7 +84,7 @@ Split = Literal["train", "validation", "test"]
 
 
 class End(enum.Enum):
-    """The outcome "the text ends here", whichever token a model uses for it."""
+    """The outcome that the text ends, for any model and its end token."""
 
     END = "end"
 
@@ -101,8 +102,8 @@ class Question:
 
     id         unique in a run, `set/...`
     gold       the right answer as the set writes it ("72", "9 (apples)", "(A)", "valid")
-    task       how it is graded and grouped: `gsm8k`, `asdiv`, `bbh/navigate`, `number`, `choice`, ...
-    rationale  the set's own solution in words, without its answer sentence; None if there is none
+    task       decides how answers are graded and grouped: `gsm8k`, `asdiv`, `bbh/navigate`, `number`, `choice`, ...
+    rationale  the solution from the set, without its answer sentence; None if the set has no solution
     """
 
     id: str
@@ -122,8 +123,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as turns. Their texts concatenated are the plain prompt, byte for byte; a chat model gets the same turns
-    as messages, without outer white space. `lead` is the white space between the plain prompt and its answer."""
+    """A prompt as a list of turns.
+
+    The concatenated texts of the turns are exactly the plain prompt. A chat model gets the turns as messages, without
+    whitespace at their start and end.
+
+    lead  the whitespace between the plain prompt and its answer
+    """
 
     turns: tuple[Turn, ...]
     lead: str = ""
@@ -141,16 +147,16 @@ class Prompt:
 class Chain:
     """A solution of a question (a chain of thought), with the log-probabilities that its source gives.
 
-    content     the text as bytes (a sampled text need not be UTF-8); `text` is its readable form
-    tokens      the bytes of each of the source's tokens; empty if the source has none (a human, a text file)
+    content     the text as bytes, because a sampled text may be invalid UTF-8. `text` replaces invalid bytes by U+FFFD
+    tokens      the bytes of the source's tokens; empty if the source has no tokens (a human, a text file)
     spans       start and end of each token in `content`, in bytes
-    candidates  per token its alternatives with their log-probabilities, the sampled token among them; empty, as long as
-                `tokens`, or one longer: then the last step has the log-probability of END
-    stop        end: the source ended the text; length: its token limit was reached; cut: potstill cut it after the
-                answer. A chain is never stopped because it repeats itself
-    semantics   distribution of the log-probabilities: raw, tempered (after temperature), truncated (after top-k or
-                top-p), unknown, or none
-    defects     faults of what the source sent, each in a few words ("entries missing")
+    candidates  for each step, (outcome, natural log-probability) of the sampled token and its alternatives. It has no
+                steps, one step per token, or one more step, which then has the log-probability of END
+    stop        end: the source ended the text; length: the source reached its token limit; cut: potstill cut the text
+                after the answer. A chain is never stopped because it repeats itself
+    semantics   the distribution of the log-probabilities: raw, tempered (after temperature), truncated (after top-k or
+                top-p), unknown, or none if there are no log-probabilities
+    defects     short descriptions of faults in the source's data ("entries missing")
     """
 
     question: str
@@ -197,9 +203,9 @@ class Chain:
     ) -> Self:
         """A chain whose text is the concatenation of its tokens.
 
-        candidates  per token, the sampled token among them; one more list if the last step, where the text ended, is
-                    known
-        semantics   None: `raw` with candidates, `none` without
+        candidates  for each token, (outcome, natural log-probability) of the sampled token and its alternatives. There may
+                    be one more list, for the step at which the text ended
+        semantics   None stands for `raw` with candidates, and for `none` without candidates
         """
         return cls(
             question=question,
@@ -221,10 +227,11 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The grade of a text, and for a chain why the filter dropped it.
+    """The grade of a text. For a chain, also the reason why the filter dropped it.
 
-    answer   the extracted answer in canonical form, None if there is none
-    dropped  contaminated, length, language, wrong sum, duplicate, near duplicate or cap; None if not dropped
+    answer   the extracted answer in canonical form; None if there is no answer
+    dropped  the reason: contaminated, length, language, wrong sum, duplicate, near duplicate or cap; None if the chain
+             was not dropped
     """
 
     grade: Grade
@@ -238,13 +245,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Target:
-    """A chain in the student's vocabulary: at every position its token and a sparse distribution.
+    """A chain in the student's vocabulary: a token and a sparse distribution at every position.
 
-    ids            [n] tokens of the text, with the end token if the chain has ended
-    offsets        [n + 1] position p has the candidates from offsets[p] up to offsets[p + 1]
-    candidate_ids  [m] token ids, distinct within a position
-    probabilities  [m] in (0, 1]; the rest to 1 is the position's tail
-    kinds          [n] same, merged, split, mixed, hard, end
+    ids            [n] the tokens of the text, then the end token if the chain has ended
+    offsets        [n + 1] position p has the candidates from offsets[p] up to but not including offsets[p + 1]
+    candidate_ids  [m] the candidates' token ids, distinct within a position
+    probabilities  [m] the candidates' probabilities in (0, 1]. The tail of a position is 1 minus their sum
+    kinds          [n] same, merged, split, mixed, hard or end
     """
 
     ids: Sequence[int]
@@ -257,26 +264,26 @@ class Target:
         return len(self.ids)
 
     def distribution(self, position: int) -> dict[int, float]:
-        """Token id -> probability; the sum is 1 - tail."""
+        """The candidates of a position, as token id to probability. Their sum is 1 minus the tail."""
         part = slice(self.offsets[position], self.offsets[position + 1])
         pairs = zip(self.candidate_ids[part], self.probabilities[part], strict=True)
         return {int(token): float(probability) for token, probability in pairs}
 
     def tail(self, position: int) -> float:
-        """Probability of all tokens that are not candidates."""
+        """The probability of all tokens that are not candidates of the position."""
         return max(0.0, 1.0 - sum(self.distribution(position).values()))
 
     def kind(self, position: int) -> TargetKind:
         return self.kinds[position]
 
     def tensors(self, k: int | None = None) -> tuple[Tensor, Tensor]:
-        """The inputs of the loss: candidate ids [n, k] int64 and their probabilities [n, k] float32, the largest first.
+        """The inputs of the loss: candidate ids [n, k] int64 and probabilities [n, k] float32, the largest first.
 
-        k  candidates of a position that are kept, None keeps all; what is dropped belongs to the tail
+        k  number of candidates of a position to keep; None keeps all. Dropped candidates become part of the tail
 
         Positions with fewer candidates are padded with id 0 and probability 0.
         """
-        import torch  # the only use of a heavy library here: the records stay light until somebody trains
+        import torch  # imported here, so that the other uses of records need no heavy library
 
         rows = [sorted(self.distribution(i).items(), key=lambda pair: -pair[1])[:k] for i in range(len(self))]
         width = k if k is not None else max(map(len, rows), default=0)
@@ -291,11 +298,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A student's answer to a question, with its verdict. `index` counts the samples of a question.
+    """A student's answer to a question, with its grade.
 
-    answer      the extracted answer in canonical form, None if there is none
-    likelihood  log-probability of the part of the text that the student wrote itself, at temperature 1; None if it was
-                not requested
+    text        the generated text
+    answer      the extracted answer in canonical form; None if there is no answer
+    index       index of the sample among the samples of the question
+    likelihood  natural log-probability, at temperature 1, of the part of the text that the student itself wrote (not the
+                calculator); None if it was not requested
     """
 
     question: str
@@ -311,13 +320,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The accuracy of a checkpoint on a set: right / n. `low` and `high` bound its 95 % interval.
+    """The accuracy of a checkpoint on a set, which is right / n. Its 95 % interval is from `low` to `high`.
 
-    `repeated` counts the truncated texts that were stopped because they repeated themselves; None if none can be.
+    `repeated` is the number of truncated texts that were stopped because they repeated themselves; None if texts are not
+    stopped for that.
 
-    For a set of several tasks (BBH), else None: `macro` is the unweighted mean of the tasks' accuracies. `macro_low`,
-    `macro_high` and `tasks_low`, `tasks_high` bound it and `accuracy` for other tasks, `low` and `high` bound
-    `accuracy` for other questions of the same tasks.
+    The other fields are for sets of several tasks (BBH), and None for other sets. `macro` is the unweighted mean of the
+    tasks' accuracies. While `low` and `high` are an interval for other questions of the same tasks, these intervals are
+    for other tasks: `macro_low` to `macro_high` for `macro`, and `tasks_low` to `tasks_high` for `accuracy`.
     """
 
     checkpoint: Checkpoint
@@ -357,10 +367,11 @@ class TextScore:
 
 @dataclass(frozen=True, slots=True)
 class PassCurve:
-    """Accuracy with k samples per question on a set of n questions, as the mean over all choices of k samples.
+    """The accuracy with k samples per question on a set of n questions, as the mean over all choices of k samples.
 
-    how       vote: the most frequent answer; best: the most likely sample; any: whether one is right (pass@k)
-    accuracy  `low` and `high` bound its 95 % interval over questions
+    how       the answer that counts. vote: the most frequent answer; best: the answer of the most likely sample; any: a
+              right answer of any sample (pass@k)
+    accuracy  its 95 % interval over questions is from `low` to `high`
     """
 
     checkpoint: Checkpoint
@@ -378,9 +389,11 @@ class PassCurve:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The selected checkpoint, the rule, and the table it was selected from: the value of each checkpoint.
+    """The selected checkpoint, and the rule and values by which it was selected.
 
-    tied  the checkpoints whose value lies in the paired interval of the best one: selection among them is by chance
+    table  the value of each checkpoint by the rule
+    tied   the checkpoints whose values lie in the paired interval of the best one, so that selection among them is by
+           chance
     """
 
     checkpoint: Checkpoint

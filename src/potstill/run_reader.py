@@ -1,11 +1,11 @@
-"""A run as a Python value: run a recipe, open a run's folder, iterate over its records.
+"""Runs a recipe from Python, opens the folder of a run, and iterates over its records.
 
     import potstill as ps
     run = ps.open_run("runs/demo")
     chain, verdict = next(run.chains())
     [row.accuracy for row in run.scores("test") if row.checkpoint == run.choice]
 
-Nothing is read before it is asked for, and every record is a frozen value of `potstill.records`.
+Files are read only when a method needs them. The records are frozen values of `potstill.records`.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def run(
     """Run a recipe, as `potstill run RECIPE` does, and return the run.
 
     recipe   the path of a recipe (YAML)
-    set      keys to change, dotted, with their values: `{"train.steps": 500}`, as `--set train.steps=500`
-    run_dir  the folder of the run; `runs/NAME` by default, with the recipe's name
+    set      dotted keys to change, with their new values: `{"train.steps": 500}` is `--set train.steps=500`
+    run_dir  the folder of the run; by default `runs/NAME`, where NAME is the recipe's name
     until    the last stage to run
-    redo     a stage to run again, with all later ones
-    yes      whether `redo` may remove chains that were paid for; or a function that is called with a sentence that
-             says what would be lost, and that returns True or False
+    redo     a stage to run again, with all later stages
+    yes      whether `redo` may remove chains that cost money. It may be a function, which gets a sentence that
+             describes the loss, and returns True or False
 
-    A stage that is up to date is not run again, and a stage that was interrupted continues. Raises `UserError` for
-    everything that only the user can correct.
+    A stage that is up to date is not run again, and an interrupted stage continues. Raises `UserError` for all faults
+    that only the user can correct.
     """
     from potstill import runner
     from potstill.recipe import load_recipe
@@ -58,9 +58,9 @@ def run(
 
 
 def open_run(run_dir: str | Path) -> Run:
-    """Open the folder of a run, finished or not. Raises `UserError` where it is not the folder of a run."""
+    """Open the folder of a run, which may be unfinished. Raises `UserError` if it is not the folder of a run."""
     if not (Path(run_dir) / "recipe.yaml").is_file():
-        what, found, hint = "not the folder of a run", "no recipe.yaml", "give a folder such as runs/demo"
+        what, found, hint = "this is not the folder of a run", "no recipe.yaml", "give a folder such as runs/demo"
         raise UserError(what, code="E-run-not-a-run", where=run_dir, found=found, hint=hint)
     return Run(Path(run_dir))
 
@@ -69,7 +69,7 @@ def open_run(run_dir: str | Path) -> Run:
 class Run:
     """The folder of a run, whose files are read when a method is called.
 
-    Every method raises `UserError` where the stage that writes its files has not finished.
+    Every method raises `UserError` if the stage that writes its files has not finished.
     """
 
     run_dir: Path
@@ -79,13 +79,13 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe of the run, with every default written out."""
+        """The recipe of the run, with all defaults."""
         from potstill.recipe import load_recipe
 
         return load_recipe(self.run_dir / "recipe.yaml")
 
     def questions(self, split: Split = "train") -> Iterator[Question]:
-        """The questions of a split: those of the training sets, or those that are evaluated in that split."""
+        """The questions of a split. For `train` they are the training questions, otherwise those that are evaluated."""
         from potstill.data import run_questions
 
         folder = self._finished("collect")
@@ -93,7 +93,7 @@ class Run:
         yield from run_questions.read_questions(self.run_dir, names, split)
 
     def chains(self, *, kept: bool = False) -> Iterator[tuple[Chain, Verdict]]:
-        """Every sampled chain with its verdict. kept: only those that the student is trained on."""
+        """Every sampled chain with its verdict. With `kept`, only the chains that passed the filter."""
         from potstill.storage import parquet
 
         chains, verdicts = self._finished("sample") / "chains.parquet", self._finished("filter") / "verdicts.parquet"
@@ -113,7 +113,7 @@ class Run:
                 yield chain, store.get(chain)
 
     def scores(self, split: Literal["validation", "test"]) -> list[Score]:
-        """The scores of every checkpoint that was evaluated on a split: one for each set, format and decoding."""
+        """The scores of every checkpoint that was evaluated on a split, one score for each set, format and decoding."""
         from potstill.evaluation import checkpoint
 
         folder, scores = self._evaluated(split), []
@@ -129,7 +129,7 @@ class Run:
         format: str = "zero-shot-rationale",
         decoding: str = "greedy",
     ) -> Iterator[Prediction]:
-        """The answers of one checkpoint (the selected one by default; 0 is the base) with their grades."""
+        """The graded answers of a checkpoint, which is by default the selected one; 0 is the base."""
         from potstill.evaluation.checkpoint import read_predictions
 
         folder = self._evaluated(split)
@@ -137,17 +137,17 @@ class Run:
 
     @property
     def choice(self) -> Checkpoint:
-        """The checkpoint that was selected on out-of-distribution validation."""
+        """The checkpoint that the stage `select` chose by accuracy on the out-of-distribution validation sets."""
         from potstill.evaluation.checkpoint import read_choice
 
         self._finished("select")
         return read_choice(self.run_dir).checkpoint
 
     def student(self, checkpoint: Checkpoint | int | None = None) -> Student:
-        """The student of a checkpoint (the selected one by default; 0 is the base), ready for inference.
+        """The student of a checkpoint, which is by default the selected one; 0 is the base. It is ready for inference.
 
-        `student.model` is the Hugging Face model, `student.tokenizer` the tokenizer. The weights are those of training, in
-        float32; the folder `student` has them in the dtype of the base, with the rounding that was measured.
+        `student.model` is the Hugging Face model, and `student.tokenizer` is the tokenizer. The weights are those of
+        training, in float32. The folder `student` has them in the dtype of the base, with the rounding that was measured.
         """
         from potstill.evaluation.checkpoint import open_checkpoint
 
@@ -160,7 +160,7 @@ class Run:
 
     def _evaluated(self, split: str) -> Path:
         if split not in STAGE_OF:
-            what, hint = "no such split is evaluated", "give validation or test"
+            what, hint = "the split is not evaluated", "give validation or test"
             raise UserError(what, code="E-run-unknown-split", where=self.run_dir, found=repr(split), hint=hint)
         return self._finished(STAGE_OF[split])
 

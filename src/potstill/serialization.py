@@ -1,4 +1,4 @@
-"""The JSON form of a record: plain values in the order of its fields.
+"""Converts records to JSON and back. The JSON object has plain values in the order of the record's fields.
 
     >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\\xff", -0.3)]])
     >>> to_json(chain)["tokens"], to_json(chain)["candidates"][0]
@@ -6,7 +6,7 @@
     >>> from_json(Chain, to_json(chain)) == chain
     True
 
-Bytes are text if they are UTF-8, else `{"base64": ...}`; END is null.
+Bytes become text if they are UTF-8, and otherwise `{"base64": ...}`. END becomes null.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from potstill.records import (
 
 
 def encode_bytes(value: bytes) -> str | dict[str, str]:
-    """Bytes in JSON: text if they are UTF-8, base64 if not."""
+    """Bytes as a JSON value: text if they are UTF-8, else `{"base64": ...}`."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
@@ -42,9 +42,9 @@ def encode_bytes(value: bytes) -> str | dict[str, str]:
 
 
 class BoundedMemo(dict[Any, Any]):
-    """Memoizes `make` for at most `most` keys, with lookups twice as fast as lru_cache's.
+    """A cache of `make` with about `most` keys. A full cache is emptied. Lookups are twice as fast as those of lru_cache.
 
-    The tokens of a vocabulary occur in every chain: with this, encoding a chain takes half the time.
+    The tokens of a vocabulary occur in many chains, so this cache halves the time for encoding a chain.
     """
 
     def __init__(self, make: Callable[[Any], Any], most: int) -> None:
@@ -63,7 +63,7 @@ FILE_NAMES: Final = {"checkpoint": "step", "answer": "found"}  # fields that hav
 
 
 def decode_bytes(value: str | Mapping[str, str]) -> bytes:
-    """The inverse of `encode_bytes`. Raises ValueError for anything else."""
+    """The inverse of `encode_bytes`. Raises ValueError for any other value."""
     if isinstance(value, str):
         return value.encode("utf-8")
     if isinstance(value, Mapping) and set(value) == {"base64"}:
@@ -77,8 +77,8 @@ Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, TextScor
 def to_json(
     record: Question | Chain | Verdict | Prediction | Score | TextScore | PassCurve | Choice,
 ) -> dict[str, Any]:
-    """A record as plain JSON values, in the order of its fields. Empty fields of a chain are left out, and
-    OPTIONAL_FIELDS that are None."""
+    """A record as a dict of plain JSON values, in the order of its fields. Empty fields of a chain are left out, and so are
+    OPTIONAL_FIELDS whose value is None."""
     if not isinstance(record, Chain):
         values = {field.name: getattr(record, field.name) for field in fields(record)}
         return {
@@ -125,7 +125,7 @@ def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
 
 @cache
 def _field_types(kind: type[Any]) -> dict[str, tuple[type, ...]]:
-    """Field -> the types of its JSON values, for fields with plain values or lists of them."""
+    """The types of the JSON values of each field, without the fields that contain checkpoints."""
     types = {name: _json_types(hint) for name, hint in get_type_hints(kind).items()}
     return {name: allowed for name, allowed in types.items() if Checkpoint not in allowed}
 

@@ -1,13 +1,13 @@
-"""Sends what a run measures to TensorBoard, Weights & Biases or trackio, during training or afterwards.
+"""Sends a run's metrics to TensorBoard, Weights & Biases or trackio, during training or afterwards.
 
     track(run_dir, "mine", "tensorboard")                # the points so far
-    track(run_dir, "mine", "wandb", follow=True)         # and later ones, until training ends
+    track(run_dir, "mine", "wandb", follow=True)         # also the later points, until training ends
 
-Training does not use trackers: it writes `metrics.jsonl` and `speed.jsonl`, and `evaluate` writes the scores of each
-checkpoint. A tracker receives every point of these files once, in the order of the file; nothing is read back from it.
-`tracked/<tracker>.jsonl` in the run's folder lists the points that were sent, so a later process sends only new ones.
-Steps that a resumed training repeats are the same points and are not sent again. If the stage `train` or `evaluate` was
-made again from something else, a new run of the tracker begins.
+Training does not use trackers. It writes `metrics.jsonl` and `speed.jsonl`, and `evaluate` writes the scores of every
+checkpoint. A tracker receives every point of these files once, in the order of the file, and nothing is read back from
+it. `tracked/<tracker>.jsonl` in the run's folder lists the points that were sent, so a later process sends only new
+points. If a resumed training repeats steps, their points are not sent again. If the stage `train` or `evaluate` was run
+again with other inputs, a new run of the tracker begins.
 
     >>> flat_numbers("train", {"step": 7, "loss": 0.5, "losses": {"few-shot-answer": 0.25}, "utilisation": None})
     {'train/loss': 0.5, 'train/losses/few-shot-answer': 0.25}
@@ -33,7 +33,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 TRACKERS: Final[tuple[TrackerName, ...]] = get_args(TrackerName)
 TRACKER_STATE: Final = "tracked"  # folder in the run's folder
 STREAMS: Final = {"train": "metrics.jsonl", "speed": "speed.jsonl"}
-POLL_INTERVAL: Final = 5.0  # seconds between two reads of files that grow
+POLL_INTERVAL: Final = 5.0  # seconds between two reads of the growing files
 
 Streams = dict[str, list["Point"]]
 
@@ -47,8 +47,8 @@ class Point:
 
 
 class Tracker(Protocol):
-    """An open run of a tracker. The points of one call are in the order of their steps. Step 0 of `validation` may come
-    after others, because checkpoints may be evaluated before the base is."""
+    """An open run of a tracker. The points of a call are in the order of their steps. Step 0 of `validation` may come
+    after later steps, because the base may be evaluated after other checkpoints."""
 
     def send(self, points: Sequence[Point]) -> None: ...
 
@@ -56,22 +56,22 @@ class Tracker(Protocol):
 
 
 def track(run_dir: Path, name: str, to: TrackerName, *, project: str = "potstill", follow: bool = False) -> int:
-    """Send what a run has measured to a tracker. Returns the number of points sent.
+    """Send the metrics of a run to a tracker. Returns the number of points sent.
 
-    name     of the run, as the tracker shows it
-    project  that the run belongs to; TensorBoard has none
+    name     name of the run in the tracker
+    project  project of the run in the tracker; TensorBoard has no projects
     follow   continue until the run's training is finished
 
-    Raises UserError if the library is missing, if nothing was measured yet, and if another process sends this run.
+    Raises UserError if the library is missing, if the run has no metrics yet, and if another process sends this run.
     """
     sent = 0
-    lock = storage.hold_lock(run_dir / TRACKER_STATE, f".{to}.lock", 0, f"another process sends this run to {to}")
+    lock = storage.hold_lock(run_dir / TRACKER_STATE, f".{to}.lock", 0, f"another process is sending this run to {to}")
     with lock, closing(_TrackerSession(run_dir, name, to, project)) as session:
         while True:
             finished = not follow or (run_dir / "train" / manifest.MANIFEST_FILE).exists()  # read before the points
             streams = read_points(run_dir)
             if finished and not any(streams.values()):
-                what, hint = "the run has measured nothing yet", "train first, or use --follow"
+                what, hint = "the run has no metrics yet", "train first, or use --follow"
                 raise UserError(what, code="E-track-no-points", where=run_dir, hint=hint)
             sent += session.send_new(streams)
             if finished:
@@ -80,8 +80,9 @@ def track(run_dir: Path, name: str, to: TrackerName, *, project: str = "potstill
 
 
 def read_points(run_dir: Path) -> Streams:
-    """The points of a run by stream, in the order of their files: `train` and `speed` have one per step, `validation` has
-    one per evaluated checkpoint. Another process may be writing the files; an incomplete last line is skipped."""
+    """The points of a run by stream, in the order of their files. `train` and `speed` have one point per step,
+    `validation` has one per evaluated checkpoint. Another process may be writing the files: an incomplete last line is
+    skipped."""
     streams: Streams = {}
     for stream, file in STREAMS.items():
         rows = storage.read_complete_lines(run_dir / "train" / file)
@@ -90,7 +91,7 @@ def read_points(run_dir: Path) -> Streams:
 
 
 def flat_numbers(stream: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record by name, without its step."""
+    """The numbers of a row by name, without its step."""
     numbers: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
@@ -101,7 +102,8 @@ def flat_numbers(stream: str, row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _iter_validation(folder: Path) -> Iterator[Point]:
-    """The accuracies of the evaluated checkpoints, by step, without the interpolated ones, which share their steps."""
+    """The accuracies of the evaluated checkpoints, one point per step. Interpolated checkpoints are left out, because they
+    have the same steps."""
     for checkpoint in checkpoints.list_answered_checkpoints(folder):
         if checkpoint.is_plain and (folder / checkpoint.name / checkpoints.SCORES_FILE).exists():
             scores = checkpoints.read_scores(folder, checkpoint)
@@ -110,7 +112,7 @@ def _iter_validation(folder: Path) -> Iterator[Point]:
 
 
 class _TrackerSession:
-    """A tracker's run, and the points that were sent to it. The tracker is opened when there is a point to send."""
+    """A run of a tracker, and the points that were sent to it. The tracker is opened when the first point is sent."""
 
     def __init__(self, run_dir: Path, name: str, to: TrackerName, project: str) -> None:
         check_installed(to)
@@ -120,7 +122,7 @@ class _TrackerSession:
         self.tracker: Tracker | None = None
         self.run_id = ""
         self.sent: set[tuple[str, int]] = set()  # (stream, step)
-        self.identities: dict[str, str] = {}  # stage -> digest of what it was made from, when it was last seen
+        self.identities: dict[str, str] = {}  # by stage, the digest of its inputs when they were last read
         for row in storage.read_complete_lines(self.path) if self.tracker_class.resumes else ():
             self.run_id = row.get("run", self.run_id)
             self.identities |= row.get("identities", {})
@@ -152,12 +154,12 @@ class _TrackerSession:
         return count
 
     def _check_identities(self) -> None:
-        """Start a new run of the tracker if a stage was made again from something else."""
+        """Start a new run of the tracker if a stage was run again with other inputs."""
         paths = {stage: self.run_dir / stage / manifest.BEGUN_FILE for stage in ("train", "evaluate")}
         now = {stage: storage.file_digest(path) for stage, path in paths.items() if path.exists()}
         changed = [stage for stage in now if self.identities.get(stage, now[stage]) != now[stage]]
         if changed:
-            text = f"{changed[0]} was made again from something else: a new {self.to} run begins"
+            text = f"the stage {changed[0]} was run again with other inputs: a new {self.to} run begins"
             progress.print_line(text, "yellow")
             self._start_run()
         if now.items() - self.identities.items():
@@ -176,8 +178,11 @@ class _TrackerSession:
 
 
 class TensorBoardTracker:
-    """Event files in the run's folder, so that `tensorboard --logdir runs` shows every run. Every process writes them
-    from the start: an event file only grows, and the same step in two of them would be shown twice."""
+    """Event files in the run's folder, so that `tensorboard --logdir runs` shows every run.
+
+    Every process removes the earlier files and writes all points again, because events cannot be removed from a file, and
+    a step in two files would be shown twice.
+    """
 
     resumes = False
 
@@ -188,7 +193,7 @@ class TensorBoardTracker:
         path = folder / "tensorboard"
         storage.remove(path)
         self.writer = EventFileWriter(str(path))
-        # A TensorBoard that shows the removed files forgets what it has read.
+        # This event makes a running TensorBoard drop the points of the removed files.
         self._add(0, session_log=SessionLog(status=SessionLog.START))
 
     def send(self, points: Sequence[Point]) -> None:
@@ -209,7 +214,7 @@ class TensorBoardTracker:
 
 
 class TrackioTracker:
-    """A run in trackio's own folder (TRACKIO_DIR), which `trackio show` reads."""
+    """A run in trackio's data folder (TRACKIO_DIR), which `trackio show` reads."""
 
     resumes = True
 
@@ -227,8 +232,11 @@ class TrackioTracker:
 
 
 class WandbTracker:
-    """One run that later processes continue. WANDB_MODE=offline writes it into the run's folder. wandb's own steps can
-    only grow, and validation comes after training: so `step` is a value, and every other value is drawn against it."""
+    """A run of Weights & Biases, which later processes continue. WANDB_MODE=offline writes it into the run's folder.
+
+    wandb's own steps can only grow, but validation points are sent after training. So `step` is a logged value, and it
+    is the x axis of all other values.
+    """
 
     resumes = True
 
@@ -247,7 +255,7 @@ class WandbTracker:
         import wandb  # pyright: ignore[reportMissingImports]
 
         self.run.finish()
-        wandb.teardown()  # without it the file of an offline run may not be complete yet
+        wandb.teardown()  # completes the file of an offline run
 
 
 TRACKER_CLASSES: Final[dict[TrackerName, type[TensorBoardTracker] | type[TrackioTracker] | type[WandbTracker]]] = {
@@ -260,6 +268,6 @@ TRACKER_CLASSES: Final[dict[TrackerName, type[TensorBoardTracker] | type[Trackio
 def check_installed(to: TrackerName) -> None:
     """Raise UserError if the library of a tracker is not installed."""
     spec = importlib.util.find_spec(to)
-    if spec is None or spec.origin is None:  # wandb leaves folders of its name behind, which Python takes for packages
+    if spec is None or spec.origin is None:  # wandb leaves folders named wandb, which Python imports as packages
         hint = f"pip install 'potstill[{to}]'"
         raise UserError(f"{to} is not installed", code="E-track-not-installed", where="--to", hint=hint)

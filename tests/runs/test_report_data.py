@@ -115,4 +115,4 @@ def test_time_is_beside_the_page_and_in_no_manifest(data: Path, own: Path) -> No
     assert not [name for name in covered if "time" in name]
     rows = (made / "report" / "time.csv").read_text("utf-8").splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [f'"{stage}"' for stage in collect.REPORTED_STAGES]
-    assert "up to the report" in (made / "report" / "time.html").read_text("utf-8")
+    assert "The stages before the report took" in (made / "report" / "time.html").read_text("utf-8")

@@ -80,7 +80,7 @@ def test_what_was_trained_is_told_by_format(run: Path) -> None:
     by_format = {cost.label.removeprefix("of these positions: "): cost.number for cost in rows}
     total = next(cost.number for cost in report.costs if cost.label == "positions trained on")
     assert list(by_format)[-1] == "replay" and sum(by_format.values()) == total
-    assert any("Replay: 25.0 % of each step's weight" in note for note in report.notes)
+    assert any("Replay: 25.0 % of the weight of every step" in note for note in report.notes)
     assert "Replay: 25.0" in (run / "report" / "index.html").read_text()
     first = next(read.read_jsonl(run / "train" / "metrics.jsonl"))[1]
     assert "replay" in first["losses"]

@@ -62,7 +62,7 @@ def test_the_page_says_where_no_peak_is_known() -> None:
     from potstill.report.model import TrainingSpeed
 
     html = render_times(example(), (), TrainingSpeed(3, 1234.5, 2e9))["time.html"]
-    assert "1234 tokens a second" in html and "peak is not known" in html
+    assert "1234 tokens per second" in html and "peak is unknown" in html
 
 
 def test_the_recipe_refuses_a_peak_of_nothing(world: Path) -> None:

@@ -185,7 +185,7 @@ def test_the_untrained_student_may_be_the_choice() -> None:
         comparisons=(Comparison(base, base, Interval(0.0, 0.0, 0.0), 0, 0),),
     )
     html, reader = built(data)
-    assert summary_sentence(data).startswith("The rule chose step 0, the student before training; its accuracy")
+    assert summary_sentence(data).startswith("The rule chose step 0, the student before training. Its accuracy")
     assert "there is one checkpoint and nothing to compare" in reader.text
     assert 'class="cards"' not in html
 
@@ -201,7 +201,7 @@ def test_without_generic_sets_the_tradeoff_is_left_out() -> None:
         controls=(),
     )
     _, reader = built(data)
-    assert "Omitted: this figure needs validation scores of a generic set and of a specialized one" in reader.text
+    assert "Omitted: this figure needs validation scores of a generic set and a specialized set" in reader.text
     assert "generic" not in summary_sentence(data)
 
 

@@ -134,7 +134,7 @@ def test_the_base_may_answer_after_its_checkpoints(tmp_path: Path, listener: typ
     made_from(tmp_path, "evaluate", "b")
     scores(tmp_path, 2, 0.75)
     assert tracking.track(tmp_path, "mine", "wandb") == 7 and len(listener.runs) == 2
-    assert "evaluate was made again" in capfd.readouterr().err
+    assert "evaluate was run again" in capfd.readouterr().err
     assert [point.step for point in list(listener.runs.values())[1]] == [1, 2, 3, 4, 0, 2, 4]
 
 

@@ -1,9 +1,10 @@
-"""The report of a run: `collect` reads a run directory into a `ReportData`, the other modules render it.
+"""The report of a run. `collect` reads the run's folder into a `ReportData`, and the other modules render it.
 
-    data = collect_report(run_dir, recipe)                       # collect: every file is read once
+    data = collect_report(run_dir, recipe)                       # collect: reads every file once
     html = render_report(data, draw_figures(data))               # html, figures: the page
-    tables = build_tables(data)                                  # csv_tables: name -> CSV text
+    tables = build_tables(data)                                  # csv_tables: CSV text by name
     card = render_card(data, facts)                              # card: README.md of the student's folder
 
-`summary` computes what tables and figures show, `run_files` helps `collect`, `licences` finds the sources of a student.
+`summary` computes the numbers of the tables and figures, `run_files` reads files for `collect`, and `licences` finds the
+sources of a student.
 """

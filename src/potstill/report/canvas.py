@@ -1,4 +1,4 @@
-"""The canvas of the figures: colours, type, axes, labels beside points, and conversion to inline SVG.
+"""The canvas of the figures: colours, fonts, axes, labels next to points, and conversion to inline SVG.
 
     >>> empty = to_svg(new_figure(380, 100), "empty", "Nothing.")
     >>> empty.startswith('<svg class="figure" role="img" aria-label="Nothing." viewBox="0 0 380 100"')
@@ -8,8 +8,8 @@
     >>> [round(edge) for edge in best_label_box((50, 50), 30, [(50, 50), (75, 50)], [], (0, 0, 200, 200))]
     [45, 59, 75, 73]
 
-Lengths are CSS pixels. A box is (left, lower, right, upper), with heights counted upwards. Each colour represents a CSS
-variable of the page, so that one drawing serves the light and the dark style.
+Lengths are CSS pixels. A box is (left, lower, right, upper), and heights count upwards. Each colour stands for a CSS
+variable of the page, so that a drawing works in the light and in the dark style.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from potstill.records import BASE, Checkpoint
 from potstill.report.model import Interval, SetGroup
 
 Box = tuple[float, float, float, float]
-LabelledPoint = tuple[Checkpoint, Interval, Interval]  # checkpoint, across, up
-LABEL_HEIGHT = 14.0  # of a line of small text
+LabelledPoint = tuple[Checkpoint, Interval, Interval]  # checkpoint, horizontal value, vertical value
+LABEL_HEIGHT = 14.0  # height of a line of small text
 RING_DISTANCES = (10, 22, 36, 52)
 RING_DIRECTIONS = 16
 
-# Matplotlib parses colours, so each CSS variable of the page has a placeholder colour, which `to_svg` replaces.
+# Matplotlib accepts only colours, so every CSS variable of the page has a placeholder colour, which `to_svg` replaces.
 _PALETTE: Final = {
     "ink": "#1f1d1a",
     "soft": "#6b665e",
@@ -59,9 +59,9 @@ GROUP_COLOURS: Final[Mapping[SetGroup, str]] = {
     "generic": GENERIC,
 }
 GROUP_MARKERS: Final[Mapping[SetGroup, str]] = {"in-distribution": "o", "out-of-distribution": "s", "generic": "D"}
-SIZE, SMALL = 13.0, 11.5  # of text, in CSS pixels
+SIZE, SMALL = 13.0, 11.5  # sizes of text in CSS pixels
 DASHED = (0, (3, 3))
-# All settings, so that a matplotlibrc has no effect.
+# All settings are given, so that a matplotlibrc file has no effect.
 MATPLOTLIB_STYLE: Final[dict[Any, Any]] = {
     **{key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"},
     "svg.fonttype": "none",
@@ -76,12 +76,12 @@ MATPLOTLIB_STYLE: Final[dict[Any, Any]] = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty drawing; a point of matplotlib is a CSS pixel."""
+    """An empty drawing, in which a point of matplotlib is a CSS pixel."""
     return Figure(figsize=(width / 72, height / 72), dpi=72)
 
 
 def new_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes without frame at a position in CSS pixels from the lower left corner."""
+    """Axes without a frame. Position and size are in CSS pixels, from the lower left corner."""
     across, up = figure.get_size_inches() * 72
     axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
     axes.patch.set_visible(False)
@@ -92,7 +92,8 @@ def new_axes(figure: Figure, left: float, bottom: float, width: float, height: f
 
 
 def percent_axis(axes: Axes, which: Literal["x", "y"], values: Sequence[float], ticks: int = 5) -> float:
-    """Limits from 0 to a round number above all values, and a faint grid. Returns the upper limit."""
+    """Set the limits of an axis from 0 to a round number that is at least every value, and draw a faint grid. Returns the
+    upper limit."""
     limit = min(1.0, next(step / 20 for step in range(1, 21) if step / 20 >= max(values) or step == 20))
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xlim if which == "x" else axes.set_ylim)(0, limit)
@@ -103,7 +104,7 @@ def percent_axis(axes: Axes, which: Literal["x", "y"], values: Sequence[float], 
 
 
 def step_axis(axes: Axes, steps: Sequence[int], chosen: int | None) -> None:
-    """From the first to the last step, with a dashed line at the chosen one."""
+    """Set the limits of the x axis to the first and the last step, with a dashed line at the chosen step."""
     axes.set_xlim(min(steps), max(steps) if max(steps) > min(steps) else min(steps) + 1)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.axhline(axes.get_ylim()[0], color=SOFT, linewidth=1)
@@ -112,22 +113,22 @@ def step_axis(axes: Axes, steps: Sequence[int], chosen: int | None) -> None:
 
 
 def shorten(text: str, most: int) -> str:
-    """A name from data as one line of at most `most` characters."""
+    """A text as one line of at most `most` characters. Hidden characters are escaped."""
     text = " ".join(escape_hidden(text).split())
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The drawing as an `svg` element with unique ids, in the colours and the font of its page."""
+    """The drawing as an `svg` element with unique ids, in the colours and the font of the page."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
-        # The font is only for measuring; the reader's font has the letters that this one lacks.
+        # The font only measures text. The reader's browser shows characters that this font lacks.
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font", UserWarning)
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     width, height = (72 * length for length in figure.get_size_inches())
-    # Matplotlib's style element would apply to the whole page, and its ids would clash with those of other figures.
+    # Matplotlib's style element would apply to the whole page, and its ids would be the same in several figures.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text[text.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text))
     prefix = f"{name}-{width:.0f}-"
@@ -144,12 +145,12 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return "\n".join(line for line in lines if line and not line.startswith("<!--"))
 
 
-# Labels beside points
+# Labels next to points
 
 
 def label_points(axes: Axes, dots: Sequence[LabelledPoint], chosen: Checkpoint | None) -> None:
-    """Writes each point's label beside it, with a thin line to points that are not adjacent. No two labels overlap if
-    the panel has room for them."""
+    """Write a label next to each point, and draw a thin line to a point that is not adjacent to its label. Labels do not
+    overlap if the panel has enough room."""
     to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
     points = [tuple(map(float, to_pixels((x.value, y.value)))) for _, x, y in dots]
     lines: list[Box] = []
@@ -162,7 +163,7 @@ def label_points(axes: Axes, dots: Sequence[LabelledPoint], chosen: Checkpoint |
         lines += [(a - 2, b - 2, a + 2, b + 2) for a, b in between]
     frame = tuple(float(edge) for edge in axes.get_window_extent().extents)
     boxes: list[Box] = []
-    # The chosen checkpoint comes first, so that it gets the best box.
+    # The chosen checkpoint comes first, so that its label gets the best place.
     for number in sorted(range(len(dots)), key=lambda number: dots[number][0] != chosen):
         checkpoint, point = dots[number][0], points[number]
         text = "step 0" if checkpoint == BASE and checkpoint != chosen else checkpoint.label
@@ -186,9 +187,9 @@ def best_label_box(
     frame: Sequence[float],
     lines: Sequence[Box] = (),
 ) -> Box:
-    """The box for a label beside a point: it avoids other labels and the frame first, then points, then lines."""
+    """The box of a label next to a point. It avoids first other labels and the frame, then points, then lines."""
     (x, y), best = point, (math.inf, (0.0, 0.0, 0.0, 0.0))
-    for ring, distance in enumerate(RING_DISTANCES):  # near boxes first, beginning to the right of the point
+    for ring, distance in enumerate(RING_DISTANCES):  # near boxes come first, starting at the right of the point
         for turn in range(RING_DIRECTIONS):
             angle = 2 * math.pi * turn / RING_DIRECTIONS
             across, up = math.cos(angle), math.sin(angle)
@@ -206,5 +207,5 @@ def best_label_box(
 
 
 def overlap_area(a: Sequence[float], b: Sequence[float]) -> float:
-    """The area that two boxes share."""
+    """The area of the intersection of two boxes."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

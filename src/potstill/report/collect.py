@@ -1,12 +1,13 @@
-"""Reads a finished run into a `ReportData`: the report stage renders it, the terminal prints its summary.
+"""Reads a finished run into a `ReportData`. The stage `report` renders it, and the command line prints its summary.
 
     data = collect_report(Path("runs/demo"), recipe)
     data.comparisons        # the base and the chosen checkpoint on every test set
 
-Counts come from manifests and metrics; they are the same on every machine and stand on the page. Seconds and memory
-(`read_times`, `read_speed`) differ between machines; they have a separate page, which no manifest covers.
+Counts come from manifests and metrics. They are the same on every machine, and the page shows them. Seconds and memory
+(`read_times`, `read_speed`) differ between machines, so they are on a separate page, which no manifest covers.
 
-The page shows in full the questions with the lowest digests within a set: their content does not decide.
+The questions that the page shows in full are those with the lowest digests in their set, so that their content has no
+influence on the choice.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from potstill.storage import parquet
 from potstill.training import examples
 
 REPORTED_STAGES = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test")
-MAX_CHAINS = 6  # of one question that the page shows
+MAX_CHAINS = 6  # number of chains that the page shows for a question
 JudgedChain = tuple[Chain, Verdict]
 
 
@@ -93,7 +94,8 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
 
 
 def read_times(run_dir: Path) -> tuple[StageTime, ...]:
-    """Seconds and memory of the last process that finished each stage, in the order in which the stages first ended."""
+    """The seconds and memory of every stage, from the last process that finished it. The stages are in the order in which
+    they first finished."""
     times: dict[str, StageTime] = {}
     for _, row in storage.read_jsonl(run_dir / "log.jsonl"):
         if row["event"] == "done":
@@ -117,7 +119,7 @@ def read_speed(run_dir: Path) -> TrainingSpeed | None:
 
 
 def _describe_student(recipe: Recipe) -> str:
-    """The student in a few words: its folder, or its size."""
+    """A short description of the student: its model, or its size."""
     student = recipe.student
     if student.model is not None:
         return student.model
@@ -128,7 +130,7 @@ def _describe_student(recipe: Recipe) -> str:
 
 
 def _compare_test_answers(files: RunFiles) -> Iterator[Comparison]:
-    """The base and the chosen checkpoint on every set, in every format and decoding."""
+    """Compare the base and the chosen checkpoint on every set, in every format and decoding."""
     for format in files.recipe.evaluate.formats:
         for decoding in checkpoints.list_decodings(files.recipe, "test"):
             base = files.test_answers(BASE, format, decoding)
@@ -164,7 +166,7 @@ def _collect_controls(files: RunFiles) -> Iterator[ControlRun]:
 
 
 def summarize_source(name: str, semantics: Semantics, by_question: Mapping[str, VerdictCounts]) -> SourceSummary:
-    """The chains of one source: question id -> verdicts of its chains."""
+    """The summary of the chains of one source. `by_question` maps question ids to the verdicts of their chains."""
     total = sum(by_question.values(), VerdictCounts())
     grades, dropped = Counter[Grade](), Counter[str]()
     for (grade, reason), number in total.items():
@@ -207,7 +209,8 @@ def _summarize_alignment(files: RunFiles) -> AlignmentSummary:
 
 
 def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterator[Cost]:
-    """What each stage counted, in the order of the stages. Tokens are those of the model that read or wrote them."""
+    """The counts of every stage, in the order of the stages. Tokens are counted with the tokenizer of the model that reads
+    or writes them."""
     metrics, chosen = files.metrics, files.choice.checkpoint.step
     sample, align = files.counts("sample"), files.counts("align")
     yield Cost("sample", "chains", sample["chains"])
@@ -223,7 +226,7 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
     by_format, replayed = Counter[str](), examples.REPLAY_FORMAT
     for row in metrics:
         by_format.update(row["taught"])
-    if replayed in by_format:  # the replayed rows come last
+    if replayed in by_format:  # replayed rows come last
         for name, number in sorted(by_format.items(), key=lambda pair: (pair[0] == replayed, pair[0])):
             yield Cost("train", f"of these positions: {name}", number)
     yield Cost("evaluate", "answers on validation", sum(score.n for score in files.validation_scores))
@@ -236,13 +239,13 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
 
 
 def _collect_versions(files: RunFiles) -> tuple[tuple[str, str], ...]:
-    """The versions that the manifests of all earlier stages hold, by name."""
+    """(name, version) of all versions in the manifests of the earlier stages, sorted."""
     stages = (*REPORTED_STAGES, *(["repair"] if files.recipe.on_policy else []))
     versions = {name: str(value) for s in stages for name, value in files.manifest(s).identity.versions.items()}
     return tuple(sorted(versions.items()))
 
 
-# Notes: sentences that a reader must know before the numbers
+# Notes, which a reader must know before the numbers
 
 
 def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -255,27 +258,27 @@ def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterat
         yield f"The teacher's terms of use: {recipe.report.terms}"
     yield from teachers.from_recipe(recipe).report_notes()
     if recipe.student.model is None:
-        yield "The student started from random weights: scores near zero are to be expected."
+        yield "The student started from random weights, so scores near zero are normal."
     if recipe.train.lora:
-        yield f"Only LoRA adapters of rank {recipe.train.lora} were trained; the other weights stayed as they were."
+        yield f"Only LoRA adapters of rank {recipe.train.lora} were trained. The other weights did not change."
     if weights := recipe.train.loss_weights:
         total = sum(weights.values())
         shares = ", ".join(f"{name} {percent_number(value / total)} %" for name, value in weights.items())
-        rest = " of the part that replay leaves" if recipe.train.replay else ""
-        yield f"Weights of the formats in every step's gradient: {shares}{rest}."
+        rest = " of the weight that is not for replay" if recipe.train.replay else ""
+        yield f"Weights of the formats in the gradient of every step: {shares}{rest}."
     yield from note_templates(files)
     yield from _note_answers(files, comparisons)
     if replay := recipe.train.replay:
         names = ", ".join([*replay.sets, *([Path(replay.file).name] if replay.file else [])])
         rows, near = counts["replayed rows"], counts["rows too near to a measured question"]
         yield (
-            f"Replay: {percent_number(replay.share)} % of each step's weight went to {rows} rows of {names}. None of them"
-            f" is a validation or test question; {near} rows were left out as too similar to one."
+            f"Replay: {percent_number(replay.share)} % of the weight of every step is for rows from {names} ({rows} rows)."
+            f" No row is a validation or test question. {near} rows that are too similar to one were left out."
         )
     if counts.get("stopped"):
         yield (
             f"Training stopped at step {counts['steps']} of {recipe.train.steps}: the last"
-            f" {recipe.train.early_stopping_patience} checkpoints were no better on validation than an earlier one."
+            f" {recipe.train.early_stopping_patience} checkpoints were not better on validation than an earlier checkpoint."
         )
     if warning := low_mass_warning(files.counts("align"), recipe.transfer.min_transferred_probability):
         yield warning
@@ -284,12 +287,12 @@ def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterat
         yield (
             f"On-policy distillation: the chosen student was trained for {steps} more steps on its own answers to"
             f" questions of {', '.join(section.sets)}, with the {section.divergence} divergence from"
-            f" {section.scorer or 'the base student'}. None of these questions is a validation or test question."
-            f" Nothing was chosen by the result; its folder is repair/checkpoints/{steps}."
+            f" {section.scorer or 'the base student'}. No question is a validation or test question. The result had no"
+            f" influence on the selection; its folder is repair/checkpoints/{steps}."
         )
     if counts.get("chat_template"):
         yield (
-            "Prompts were in the student's own chat template, in training and in evaluation; this page shows them as"
+            "Training and evaluation used the student's own chat template for the prompts. This page shows the prompts as"
             " plain text."
         )
 
@@ -340,8 +343,8 @@ def _describe_truncation(name: str, scores: Sequence[Score], max_tokens: int) ->
 
 
 def note_templates(files: RunFiles) -> Iterator[str]:
-    """A sentence per test set that shares templates with the training questions: accuracy on those questions and on the
-    others, in the format and decoding of the choice."""
+    """A sentence for each test set in which questions have the template of a training question. It gives the accuracy on
+    these questions and on the others, in the format and decoding of the choice."""
     choice = files.choice
     for name, shared in run_questions.read_templates(files.run_dir, "test").items():
         after, before = (
@@ -375,7 +378,7 @@ def _format_accuracy(correct: Iterable[bool]) -> str:
 
 
 def _pick_training_examples(files: RunFiles) -> Iterator[ReportExample]:
-    """`report.examples` training questions that have chains."""
+    """Up to `report.examples` training questions that have chains."""
     recipe = files.recipe
     with_chains = {question for by_question in files.verdict_counts.values() for question in by_question}
     questions = [question for question in _training_questions(files) if question.id in with_chains]
@@ -388,7 +391,7 @@ def _pick_training_examples(files: RunFiles) -> Iterator[ReportExample]:
 
 
 def _pick_validation_examples(files: RunFiles) -> Iterator[ReportExample]:
-    """`report.examples` validation questions of each outcome, one from each set in turn."""
+    """Up to `report.examples` validation questions of each outcome, taken from the sets in turn."""
     answers, count = files.validation_answers, files.recipe.report.examples
     by_outcome: dict[Outcome | None, dict[str, list[Question]]] = {outcome: {} for outcome in OUTCOMES}
     for question in run_questions.read_questions(files.run_dir, files.groups, "validation"):
@@ -403,10 +406,10 @@ def _pick_validation_examples(files: RunFiles) -> Iterator[ReportExample]:
 
 
 def _pick_figure_chain(files: RunFiles, examples: Iterable[ReportExample]) -> ReportExample | None:
-    """The chain that the figures show token by token: `report.chain`, else the first kept chain with candidates, first
-    among the examples, then among all chains. None if no chain has candidates.
+    """The chain that the figures show token by token; None if no chain has candidates.
 
-    Raises UserError if `report.chain` names no chain with candidates.
+    It is `report.chain` if the recipe names one. Otherwise it is the first kept chain with candidates among the examples,
+    or else among all chains. Raises UserError if `report.chain` is not a chain with candidates.
     """
     name, folder = files.recipe.report.chain, files.run_dir
     if name is None:
@@ -422,8 +425,8 @@ def _pick_figure_chain(files: RunFiles, examples: Iterable[ReportExample]) -> Re
         return ReportExample(question, (picked,))
     if name is None:
         return None
-    what = "this chain has no candidates" if eligible else "no such chain"
-    hint = "name a chain as QUESTION#INDEX, such as gsm8k/train/12#0"
+    what = "the chain has no candidates" if eligible else "the run does not have this chain"
+    hint = "name a chain with candidates as QUESTION#INDEX, such as gsm8k/train/12#0"
     raise UserError(what, code="E-report-chain", where="report.chain", found=name, hint=hint)
 
 
@@ -432,7 +435,7 @@ def _training_questions(files: RunFiles) -> list[Question]:
 
 
 def _read_chains(run_dir: Path, questions: Collection[str]) -> dict[str, list[JudgedChain]]:
-    """The chains of some questions with their verdicts."""
+    """The chains of the given questions, with their verdicts, by question id."""
     rows = parquet.read_verdicts(run_dir / "filter" / "verdicts.parquet")
     verdicts = {key: verdict for key, verdict in rows if key[0] in questions}
     chains: dict[str, list[JudgedChain]] = {question: [] for question in questions}

@@ -1,11 +1,11 @@
-"""Every table of the page as CSV text that a spreadsheet can open without running anything.
+"""The tables of the page as CSV text, which a spreadsheet can open without running a formula.
 
     >>> print(to_csv(["text", "number"], [["=1+1", -2], ["a, b", None]]), end="")
     "text","number"
     "'=1+1",-2
     "a, b",""
 
-Numbers are bare and texts are quoted; a text that a spreadsheet would take for a formula begins with an apostrophe.
+Numbers are bare and texts are quoted. A text that a spreadsheet would interpret as a formula gets an apostrophe in front.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from potstill.report.summary import readable_token, scores_by_checkpoint, summar
 
 CellValue = str | int | float | None
 Rows = Iterator[tuple[CellValue, ...]]
-# The characters that begin a formula in some spreadsheet, with their full-width forms.
+# Characters that begin a formula in a spreadsheet, with their full-width forms.
 FORMULA_PREFIXES: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-INTERVAL_OVER: Final = "questions, one seed"  # intervals of differences leave out how seeds of a training vary
+INTERVAL_OVER: Final = "questions, one seed"  # intervals of differences do not include the variation between seeds
 SCORE_COLUMNS: Final = ("n", "right", "no_answer", "truncated", "repeated", "accuracy", "low", "high")
-# Of sets with several tasks: field of a score -> column.
+# The columns for sets of several tasks, by field of a score.
 TASK_COLUMNS: Final = {
     "macro": "mean_over_tasks",
     "macro_low": "mean_over_tasks_low",
@@ -39,7 +39,7 @@ CURVE_COLUMNS: Final = ("set", "format", "drawing", "how", "k", "n", "accuracy",
 
 
 def build_tables(data: ReportData) -> dict[str, str]:
-    """Every table and every figure's data as CSV text, by name; empty ones are left out. Shares are in [0, 1]."""
+    """The data of every table and figure as CSV text, by name. Empty tables are left out. Shares are in [0, 1]."""
     tables: dict[str, tuple[str, Callable[[ReportData], Iterable[Sequence[CellValue]]]]] = {
         "summary": (
             "student taught step format of name group n accuracy low high difference difference_low difference_high"
@@ -74,7 +74,7 @@ def build_tables(data: ReportData) -> dict[str, str]:
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Sequence[CellValue]]) -> str:
-    r"""CSV text (RFC 4180, but lines end in \n); floats are rounded to six places."""
+    r"""CSV text (RFC 4180, but lines end in \n). Floats are rounded to six decimals."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(columns)
@@ -92,7 +92,7 @@ def _to_cell(value: CellValue) -> CellValue:
 
 
 def times_csv(times: Iterable[StageTime]) -> str:
-    """Seconds and memory by stage."""
+    """The CSV text of seconds and memory by stage."""
     return to_csv(("stage", "seconds", "memory_mib"), [(time.stage, time.seconds, time.memory_mib) for time in times])
 
 
@@ -101,7 +101,7 @@ def _bounds(interval: Interval) -> tuple[float, float, float]:
 
 
 def _summary_rows(data: ReportData) -> Rows:
-    """A row per student and set, and one per student and group."""
+    """One row for each student and set, and one for each student and group."""
     for row in summary_rows(data):
         of_sets = [("set", name, data.groups[name], cell) for name, cell in row.sets.items()]
         of_groups = [("mean over sets", group, group, cell) for group, cell in row.groups.items()]
@@ -179,7 +179,7 @@ def _teacher_rows(data: ReportData) -> Rows:
 
 
 def _chain_rows(data: ReportData) -> Rows:
-    """The steps of the figures' chain: every candidate with its probability, and whether it was drawn."""
+    """The steps of the chain in the figures: every candidate with its probability, and whether it was sampled."""
     if data.figure_chain:
         [(chain, _)] = data.figure_chain.chains
         for number, step in enumerate(chain.candidates):

@@ -1,13 +1,13 @@
-"""Figures as inline SVG: plain functions from plain data to text. Only this module and `canvas` use matplotlib.
+"""Draws the figures as inline SVG, with plain functions from data to text. Only this module and `canvas` use matplotlib.
 
     >>> svg = draw_losses([(1, 2.5), (2, 1.5), (3, 1.25)], chosen=2, width=380)
     >>> svg.startswith('<svg class="figure"'), draw_losses([(1, 2.5), (2, 1.5), (3, 1.25)], chosen=2, width=380) == svg
     (True, True)
 
-The same data give the same bytes: no date, salted ids, and matplotlib's own font for measuring. Text remains text, in the
-page's font. `width` is in CSS pixels; no letter is smaller than 11 pixels at that width, so the page has every figure in
-two widths. Two figures show one chain token by token: as many tokens per line as fit, and the tokens of a reasoning step
-together.
+The same data give the same bytes: the SVG has no date, its ids are fixed, and matplotlib's own font measures the text.
+Text remains text, in the page's font. `width` is in CSS pixels. No letter may be smaller than 11 pixels, so the page has
+every figure in a wide and in a narrow version. Two figures show a chain token by token. Their lines have as many tokens
+as fit, and break between reasoning steps if possible.
 
     >>> steps = [[(b"4", -0.1), (b"5", -2.4)], [(b".", -0.01)], [(b"\\n", -0.3)], [(b"So", -0.7), (b"The", -0.9)]]
     >>> chain = Chain.from_tokens("q", 0, [b"4", b".", b"\\n", b"So"], steps)
@@ -53,15 +53,15 @@ from potstill.report.model import SET_GROUPS, Comparison, ControlRun, ReportData
 from potstill.report.summary import CheckpointScores, readable_token
 
 WIDE, NARROW = 960, 380
-GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # markers of the controls, as text and for matplotlib
+GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # markers of the controls, in text and in matplotlib
 SPECIALIZED_GROUPS: Final[tuple[SetGroup, ...]] = ("in-distribution", "out-of-distribution")
-MAX_TOKENS: Final = {"probabilities": 240, "candidates": 120}  # a longer chain is cut
-LIKELY_PROBABILITY: Final = 0.8  # a bar below it is in colour
-MAX_OPACITY: Final = 0.8  # opacity of a certain candidate
+MAX_TOKENS: Final = {"probabilities": 240, "candidates": 120}  # by figure; a longer chain is cut
+LIKELY_PROBABILITY: Final = 0.8  # the bar of a less likely token is in colour
+MAX_OPACITY: Final = 0.8  # opacity of a candidate with probability 1
 
 
 def draw_figures(data: ReportData) -> dict[str, str]:
-    """Every figure that the report has data for: `name` for a wide page and `name-narrow` for a phone."""
+    """Every figure for which the report has data, by name: `name` for a wide page and `name-narrow` for a phone."""
     rows, chosen = summary.scores_by_checkpoint(data), data.choice.checkpoint if data.choice else None
     plain, step = [row for row in rows if row.checkpoint.is_plain], chosen.step if chosen else None
     both = [row for row in rows if "generic" in row.groups and set(SPECIALIZED_GROUPS) & set(row.groups)]
@@ -91,10 +91,11 @@ def draw_before_after(
     *,
     width: int = WIDE,
 ) -> str:
-    """A row per set: base (hollow), controls (grey) and chosen (filled) with intervals, and the difference as text."""
+    """Accuracies on test with intervals, in one row per set: the base (hollow), the controls (grey) and the chosen
+    checkpoint (filled). The difference is given as text."""
     rows = sorted(rows, key=lambda row: SET_GROUPS.index(groups[row.base.set]))
     narrow, heading = width < 600, "change in points (95 % interval)"
-    gap = 9.0 if narrow else 10.0  # between the lines of one set
+    gap = 9.0 if narrow else 10.0  # distance between the lines of a set
     span = gap * (len(controls) + 1)
     keys = ["hollow: base, filled: chosen"]
     keys += [f"{GLYPHS[index % 4]} {shorten(control.training, 40)}" for index, control in enumerate(controls)]
@@ -136,12 +137,13 @@ def draw_before_after(
         figure.text(left / width, 1 - (12 + 17 * line) / height, text, **style)
     if not narrow:
         figure.text((left + 1.03 * plot_width) / width, 1 - 12 / height, heading, **style)
-    return canvas.to_svg(figure, "before-after", "Accuracy on the test split, base and chosen, with 95 % intervals.")
+    description = "Accuracy on the test split of the base and the chosen checkpoint, with 95 % intervals."
+    return canvas.to_svg(figure, "before-after", description)
 
 
 @rc_context(MATPLOTLIB_STYLE)
 def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *, width: int = WIDE) -> str:
-    """Specialized accuracy against generic accuracy through training: one panel per specialized group."""
+    """Specialized accuracy against generic accuracy, with one point per checkpoint and one panel per specialized group."""
     groups: list[SetGroup] = [group for group in SPECIALIZED_GROUPS if any(group in row.groups for row in rows)]
     narrow = width < 600
     columns, panel = (1, 300) if narrow else (len(groups), 330)
@@ -168,7 +170,7 @@ def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *
             face, size = (colour, 10) if checkpoint == chosen else (PAPER, 7 if checkpoint.is_plain else 5)
             axes.plot(x.value, y.value, GROUP_MARKERS[group], color=colour, markerfacecolor=face, markersize=size)
         label_points(axes, dots, chosen)
-    description = "Validation: specialized accuracy against generic, one point per checkpoint."
+    description = "Validation: specialized accuracy against generic accuracy, one point per checkpoint."
     return canvas.to_svg(figure, "tradeoff", description)
 
 
@@ -176,7 +178,7 @@ def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *
 def draw_accuracy(
     rows: Sequence[CheckpointScores], groups: Mapping[str, SetGroup], chosen: int | None, *, width: int = WIDE
 ) -> str:
-    """Accuracy by step with its interval: one panel per set, all on the same axes."""
+    """Accuracy by step with its interval, in one panel per set. All panels have the same limits."""
     names = sorted({name for row in rows for name in row.sets}, key=list(groups).index)
     names = sorted(names, key=lambda name: SET_GROUPS.index(groups[name]))
     max_columns = 2 if width < 600 else 4
@@ -206,9 +208,10 @@ def draw_accuracy(
 
 @rc_context(MATPLOTLIB_STYLE)
 def draw_losses(rows: Sequence[tuple[int, float]], chosen: int | None, *, width: int = WIDE) -> str:
-    """Training loss by step (faint) and its centred mean over a twentieth of the steps; finite losses only."""
+    """The training loss by step (faint), and its centred mean over a twentieth of the steps. Losses that are not finite are
+    left out."""
     finite = [row for row in rows if math.isfinite(row[1])]
-    size = -(-len(finite) // 480)  # at most 480 points: the means of equal runs of steps
+    size = -(-len(finite) // 480)  # steps per point: there are at most 480 points, which are means over steps
     runs = [finite[index : index + size] for index in range(0, len(finite), size)]
     steps, values = [run[-1][0] for run in runs], [sum(loss for _, loss in run) / len(run) for run in runs]
     window = max(1, len(values) // 20)
@@ -231,8 +234,8 @@ def draw_losses(rows: Sequence[tuple[int, float]], chosen: int | None, *, width:
 
 
 def step_starts(tokens: Sequence[bytes]) -> list[int]:
-    """The indices of the tokens that begin a reasoning step: at every line, or at every sentence in a chain of fewer than
-    three lines."""
+    """The indices of the tokens that begin a reasoning step. A step is a line; in a chain of fewer than three lines, it is
+    a sentence."""
     by_line = b"".join(tokens).strip().count(b"\n") > 1
     starts, before = [0], b""
     for index, token in enumerate(tokens):
@@ -245,10 +248,12 @@ def step_starts(tokens: Sequence[bytes]) -> list[int]:
 
 
 def break_lines(steps: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Breaks steps with these numbers of tokens into lines of at most `room` tokens: (begin, end) of each line.
+    """The (begin, end) of each line, for lines of at most `room` tokens.
 
-    A step that does not fit into the rest of a line starts a new one. A step longer than a line is cut into parts that
-    are as equal as possible.
+    steps  number of tokens of each reasoning step
+
+    A step that does not fit into the rest of a line begins a new line. A step that is longer than a line is cut into
+    parts of nearly equal length.
     """
     lines: list[tuple[int, int]] = []
     begin = end = 0
@@ -265,7 +270,7 @@ def break_lines(steps: Sequence[int], room: int) -> list[tuple[int, int]]:
 
 @rc_context(MATPLOTLIB_STYLE)
 def draw_probabilities(chain: Chain, *, width: int) -> str:
-    """A bar per token, as high as its probability; a dashed line at the start of each reasoning step."""
+    """A bar for each token, whose height is its probability, with a dashed line at the start of each reasoning step."""
     least, most, high, head, left = 15, 28, 84, 24, 46
     steps, starts = _visible_steps(chain, "probabilities")
     lines = _line_ranges(starts, len(steps), int((width - left) // least))
@@ -289,12 +294,13 @@ def draw_probabilities(chain: Chain, *, width: int) -> str:
             axes.text(x + cell / 2, base - 7, labels[index], ha="center", va="top", rotation=90, size=SMALL)
             if index in starts:
                 _mark_step(axes, starts.index(index) + 1, x, base, base + high + 11, inside=index > begin)
-    return canvas.to_svg(figure, "probabilities", "Probability of each of the teacher's tokens along one chain.")
+    return canvas.to_svg(figure, "probabilities", "Probability of each of the teacher's tokens in one chain.")
 
 
 @rc_context(MATPLOTLIB_STYLE)
 def draw_candidates(chain: Chain, *, width: int) -> str:
-    """The likeliest candidates of each token, the likeliest on top and deepest in colour; the drawn one has a frame."""
+    """The most likely candidates of each token, the most likely on top. A deeper colour means a higher probability, and
+    the sampled token has a frame."""
     narrow = width < 600
     cell, high, gap, ranks = (53, 21, 20, 3) if narrow else (63, 22, 22, 5)
     steps, starts = _visible_steps(chain, "candidates")
@@ -319,13 +325,13 @@ def draw_candidates(chain: Chain, *, width: int) -> str:
                 axes.text(x + cell / 2, below + high / 2, name, **style)
             if index in starts:
                 _mark_step(axes, starts.index(index) + 1, x, top - high * ranks, top + 8, inside=index > begin)
-    description = "The likeliest candidates of each of the teacher's tokens along one chain."
+    description = "The most likely candidates for each of the teacher's tokens in one chain."
     return canvas.to_svg(figure, "candidates", description)
 
 
 def _visible_steps(chain: Chain, figure: str) -> tuple[list[tuple[bytes | End, tuple[Candidate, ...]]], list[int]]:
-    """(drawn token, candidates) of each step, with the end if its probability is known; and the starts of reasoning
-    steps."""
+    """(sampled token, candidates) of each step, with the end if its probability is known, and the indices at which
+    reasoning steps start. Steps after the figure's MAX_TOKENS are left out."""
     drawn: list[bytes | End] = [*chain.tokens, *([END] if len(chain.candidates) > len(chain.tokens) else [])]
     steps = list(zip(drawn, chain.candidates, strict=True))[: MAX_TOKENS[figure]]
     assert steps, "a chain without candidates has no figure"
@@ -337,7 +343,7 @@ def _line_ranges(starts: Sequence[int], tokens: int, room: int) -> list[tuple[in
 
 
 def _new_sheet(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty drawing whose coordinates are CSS pixels."""
+    """An empty drawing, whose coordinates are CSS pixels."""
     figure = canvas.new_figure(width, height)
     axes = canvas.new_axes(figure, 0, 0, width, height)
     axes.set_xlim(0, width)
@@ -347,7 +353,7 @@ def _new_sheet(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _mark_step(axes: Axes, number: int, x: float, low: float, high: float, *, inside: bool) -> None:
-    """The number of a reasoning step at its start; within a line of tokens, also a dashed line."""
+    """Write the number of a reasoning step at its start. Inside a line of tokens, also draw a dashed line."""
     if inside:
         axes.vlines(x, low, high + 4, color=SOFT, linewidth=1, linestyle=DASHED)
     text = f"step {number}" if number == 1 else f"{number}"
@@ -355,7 +361,7 @@ def _mark_step(axes: Axes, number: int, x: float, low: float, high: float, *, in
 
 
 def _top_candidates(drawn: bytes | End, step: Sequence[Candidate], ranks: int) -> list[Candidate]:
-    """The likeliest candidates in order; if the drawn one is not among them, it takes the last rank."""
+    """The most likely candidates in order. If the sampled token is not among them, it takes the last rank."""
     ordered = sorted(step, key=lambda candidate: -candidate[1])
     first = ordered[:ranks]
     if drawn in [token for token, _ in first]:
@@ -364,5 +370,5 @@ def _top_candidates(drawn: bytes | End, step: Sequence[Candidate], ranks: int) -
 
 
 def _bare_token(token: bytes | End) -> str:
-    """A token as its label below a bar, without outer spaces."""
+    """The label of a token below its bar, without spaces at its start and end."""
     return readable_token(token.strip(b" ") if isinstance(token, bytes) and token.strip(b" ") else token)

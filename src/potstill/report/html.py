@@ -1,4 +1,4 @@
-"""The page of a run as one self-contained HTML text. The only module that uses jinja2.
+"""Renders the page of a run as one self-contained HTML text. Only this module uses jinja2.
 
     >>> data = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="seed: 1")
     >>> summary_sentence(data)
@@ -7,11 +7,11 @@
     >>> html.startswith("<!doctype html>"), "seed: 1" in html, "loss.csv" in html
     (True, True, False)
 
-Texts of models, data and users stay text: jinja2 escapes every value, the page has no script (its filters are style
-rules over radio buttons), and its Content-Security-Policy forbids scripts. The same data give the same bytes. The page
-links each table as `<name>.csv` in its folder, and the files of `render_times`.
+Texts of models, data and users stay text: jinja2 escapes every value, the page has no script (its filters are CSS rules
+for radio buttons), and its Content-Security-Policy forbids scripts. The same data give the same bytes. The page links
+every table as `<name>.csv` in its folder, and the files of `render_times`.
 
-A chain is shown in pieces, each with the probability that its source gave it:
+A chain is shown in pieces, with the probability that its source gave to each piece:
 
     >>> chain = Chain.from_tokens("q", 0, [b"12", b" eggs"], [[(b"12", -0.7), (b"15", -0.9)], [(b" eggs", -0.01)]])
     >>> [(piece.text, round(piece.probability, 2), piece.shade) for piece in split_into_pieces(chain)]
@@ -49,7 +49,7 @@ from potstill.report.model import (
     TrainingSpeed,
 )
 
-VERSION: Final = 6  # of what the page and its tables show; the report stage stores it
+VERSION: Final = 6  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("tradeoff", "Gained and lost"),
@@ -61,12 +61,21 @@ SECTIONS: Final = (
     ("read", "Questions to read"),
     ("made", "How it was made"),
 )
-SHADE_BOUNDS: Final = (0.95, 0.8, 0.6, 0.4, 0.2)  # a piece gets one shade darker below each of these probabilities
-MAX_CANDIDATES: Final = 6  # shown per piece
+SHADE_BOUNDS: Final = (
+    0.95,
+    0.8,
+    0.6,
+    0.4,
+    0.2,
+)  # a piece is one shade darker for each bound that is above its probability
+MAX_CANDIDATES: Final = 6  # candidates shown for a piece
 
 
 def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
-    """The page as HTML text. `figures` are those of `draw_figures`, trusted markup; a missing one is left out."""
+    """The page as HTML text.
+
+    figures  the result of `draw_figures`, which is inserted without escaping. Missing figures are left out
+    """
     examples, checkpoints = _view_examples(data), summary.scores_by_checkpoint(data)
     # The first question whose chains have different grades is open when the page loads.
     grades = [{verdict.grade for _, verdict in example.chains} for example in data.examples]
@@ -99,7 +108,7 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
 
 
 def render_times(data: ReportData, times: Sequence[StageTime], speed: TrainingSpeed | None = None) -> dict[str, str]:
-    """File name -> text of what depends on the machine: a page and a table of seconds and memory."""
+    """The page and the table of seconds and memory, which depend on the machine, as texts by file name."""
     return {
         "time.html": _render("time.html.jinja", data, {"times": times, "speed": speed}),
         "time.csv": times_csv(times),
@@ -108,7 +117,7 @@ def render_times(data: ReportData, times: Sequence[StageTime], speed: TrainingSp
 
 def _render(template: str, data: ReportData, values: Mapping[str, Any]) -> str:
     html = _jinja_environment().get_template(template).render(data=data, css=Markup(_read_asset("page.css")), **values)
-    return escape_hidden(html).strip() + "\n"  # the control and direction characters of all texts at once
+    return escape_hidden(html).strip() + "\n"  # escapes control and direction characters in all texts
 
 
 @functools.cache
@@ -139,7 +148,8 @@ def _read_asset(name: str) -> str:
 
 
 def summary_sentence(data: ReportData) -> str:
-    """The run in one sentence: base against chosen on the test split, by group, with paired 95 % intervals."""
+    """One sentence that compares the base and the chosen checkpoint on the test split, by group, with paired 95 %
+    intervals."""
     changes = _group_changes(data)
     if not changes:
         return "Nothing was compared: the run has no scores on the test split."
@@ -149,7 +159,7 @@ def summary_sentence(data: ReportData) -> str:
             f" {summary.format_percent(change.base.low)} to {summary.format_percent(change.base.high)})"
             for change in changes
         )
-        return f"The rule chose step 0, the student before training; its accuracy on the test split: {scores}."
+        return f"The rule chose step 0, the student before training. Its accuracy on the test split is {scores}."
     parts = [
         f"from {summary.format_percent(change.base)} to {summary.format_percent(change.chosen)} {_group_phrase(change.group)}"
         f" ({_describe_sets(change)}; {summary.format_points(change.difference.value)} points, 95\xa0% interval"
@@ -160,12 +170,12 @@ def summary_sentence(data: ReportData) -> str:
     if data.choice:
         share = data.choice.checkpoint.share
         start = f"After {summary.format_count(data.choice.checkpoint.step)} training steps"
-        start += "" if share == 1 else f", {summary.format_percent(share)} of what they changed"
+        start += "" if share == 1 else f", with {summary.format_percent(share)} of the change in the weights"
     return f"{start}, accuracy on the test split went {_join_words(parts)}."
 
 
 def controls_sentence(data: ReportData) -> str:
-    """What the controls reached from the same base on the same questions; empty without controls."""
+    """A sentence with the accuracies of the controls, from the same base on the same questions; empty without controls."""
     steps = {control.name: control.steps for control in data.controls}
     parts = []
     for row in summary.summary_rows(data)[2:]:
@@ -177,7 +187,7 @@ def controls_sentence(data: ReportData) -> str:
 
 
 def _group_changes(data: ReportData) -> list[summary.GroupChange]:
-    """Each group that has a test set, in the main format and decoding."""
+    """The change in every group that has a test set, in the main format and decoding."""
     return list(summary.changes_by_group(summary.main_comparisons(data), data.groups).values())
 
 
@@ -200,8 +210,11 @@ GroupRows = list[tuple[SetGroup, list[list[StudentRow]]]]
 
 
 def _score_tables(data: ReportData) -> list[tuple[str, str, bool, GroupRows]]:
-    """(format, decoding, has sets of several tasks, rows) of every count: the main format first and with the controls;
-    by group and set, one row per student."""
+    """The tables of all counts, as (format, decoding, whether a set has several tasks, rows).
+
+    The rows are by group and set, with one row for each student. The table of the main format comes first, and includes
+    the controls.
+    """
     main, trained = summary.main_format(data), summary.has_trained_choice(data)
     tables: dict[tuple[str, str], list[list[StudentRow]]] = {}
     for comparison in data.comparisons:
@@ -224,8 +237,11 @@ def _score_tables(data: ReportData) -> list[tuple[str, str, bool, GroupRows]]:
 
 
 def _pass_curve_tables(data: ReportData) -> list[tuple[str, str, list[tuple[str, str, int, list[PassCurve]]]]]:
-    """(format, sampling, rows), with a row per set, student and number of samples (1, 2, 4, ... and all of them), each
-    with a cell for the most frequent answer, the likeliest text, and any right one."""
+    """The tables of accuracies by number of samples, as (format, sampling, rows).
+
+    There is a row for each set, student and number of samples (1, 2, 4, ..., and the largest). Its cells are for the most
+    frequent answer, the most likely text, and any right answer.
+    """
     by_sampling: dict[tuple[str, str], dict[tuple[str, Checkpoint, int], list[PassCurve]]] = {}
     for curve in data.pass_curves:
         rows = by_sampling.setdefault((curve.format, curve.drawing), {})
@@ -248,7 +264,7 @@ def _checkpoint_name(checkpoint: Checkpoint) -> str:
 
 
 def _view_examples(data: ReportData) -> list[tuple[ReportExample, str, list[tuple[Any, Any, list[TextPiece]]]]]:
-    """Every example with its kind (a class of the page's style) and its chains, split into pieces."""
+    """Every example with its kind, which is a CSS class of the page, and its chains, split into pieces."""
     return [
         (
             example,
@@ -260,7 +276,7 @@ def _view_examples(data: ReportData) -> list[tuple[ReportExample, str, list[tupl
 
 
 def _filter_choices(kinds: Sequence[str]) -> list[tuple[str, str, int]]:
-    """(id, name, count) of each choice of the filter; kinds without questions are left out."""
+    """(id, name, number of questions) of each choice in the filter. Kinds without questions are left out."""
     names = [("taught", "teacher’s chains")] + [(outcome.replace(" ", "-"), outcome) for outcome in OUTCOMES]
     choices = [(kind, name, kinds.count(kind)) for kind, name in names if kind in kinds]
     return [("all", "all", len(kinds)), *choices]
@@ -268,7 +284,7 @@ def _filter_choices(kinds: Sequence[str]) -> list[tuple[str, str, int]]:
 
 @dataclass(frozen=True, slots=True)
 class CandidateView:
-    """One candidate: its text, its probability, and whether it is the one that was drawn."""
+    """A candidate: its text, its probability, and whether it was sampled."""
 
     text: str
     probability: float
@@ -285,19 +301,19 @@ class TextPiece:
 
     @property
     def shade(self) -> int:
-        """0 for a certain piece, up to the number of `SHADE_BOUNDS` for the least likely."""
+        """The number of `SHADE_BOUNDS` that are above the probability; 0 if there is no probability."""
         return 0 if self.probability is None else sum(self.probability < bound for bound in SHADE_BOUNDS)
 
 
 def split_into_pieces(chain: Chain) -> list[TextPiece]:
-    """The whole text of a chain in order, then an empty piece for its end if that has a probability.
+    """The pieces of a chain in order, with an empty piece for the end if the end has a probability.
 
-    A token may be a part of a character: tokens that are readable only together make one piece, with the candidates of
-    the first one and the product of their probabilities.
+    A token may be part of a character. Tokens that are only readable together are one piece, with the candidates of the
+    first token and the product of their probabilities.
     """
     if not chain.candidates:
         return [TextPiece(chain.text)]
-    parts: list[tuple[bytes, TextPiece]] = []  # the bytes of each token, and those between tokens
+    parts: list[tuple[bytes, TextPiece]] = []  # the bytes of each token, and the bytes between tokens
     position = 0
     for (start, end), token, step in zip(chain.spans, chain.tokens, chain.candidates, strict=False):
         if start > position:
@@ -308,7 +324,7 @@ def split_into_pieces(chain: Chain) -> list[TextPiece]:
         parts.append((chain.content[position:], TextPiece("")))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces: list[TextPiece] = []
-    waiting: TextPiece | None = None  # its bytes end within a character
+    waiting: TextPiece | None = None  # a piece whose bytes end inside a character
     for number, (content, piece) in enumerate(parts):
         text = decoder.decode(content, final=number == len(parts) - 1)
         if waiting is not None:

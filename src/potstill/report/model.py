@@ -1,9 +1,10 @@
-"""The data of a report: frozen values that say what a run did. `collect` reads them, the other modules render them.
+"""The data of a report, as frozen values. `collect` reads them from a run, and the other modules render them.
 
     >>> ReportData("demo", student="tiny", teacher="local", groups={}, recipe="seed: 1").comparisons
     ()
 
-Shares are in [0, 1] and differences of shares in [-1, 1]; only rendering multiplies by 100. Intervals are 95 %.
+Shares are in [0, 1] and differences of shares in [-1, 1]; they become percentages only when they are rendered. All
+intervals are 95 % intervals.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from potstill.records import (
 )
 
 ONE_SEED_NOTE: Final = (
-    "Intervals are over questions, for one seed of each training. They do not include the variation between seeds: two"
-    " runs of one recipe that differ only in the seed can differ by more than the interval."
+    "Intervals are over questions, for one training seed. They do not include the variation between seeds: two runs of the"
+    " same recipe with different seeds can differ by more than the interval."
 )
 FIXED_WEIGHTS_NOTE: Final = (
-    "Intervals and p are over questions, for these weights: another seed would train other weights."
+    "Intervals and p are over questions, for these weights. Another seed would give other weights."
 )
 
 SetGroup = Literal["in-distribution", "out-of-distribution", "generic"]
@@ -41,13 +42,13 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("won", "lost", "still wrong", "still rig
 
 
 def licence_note(name: str, licence: str) -> str:
-    """The note on a licence that a recipe states; the model card has a table instead."""
+    """The note on the page about a licence that the recipe states. The model card has a table of licences instead."""
     return f"Licence of {name}: {licence}."
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number, mostly a share or a difference of shares, with the bounds of its 95 % interval."""
+    """A number, usually a share or a difference of shares, and the bounds of its 95 % interval."""
 
     value: float
     low: float
@@ -58,8 +59,9 @@ class Interval:
 class Comparison:
     """The base (step 0) and a trained checkpoint on the same test questions of one set.
 
-    difference  trained minus base; its interval is paired over the questions
-    won, lost   number of questions that only the trained one, or only the base, has right
+    difference  accuracy of the trained checkpoint minus that of the base; the interval is paired over the questions
+    won         number of questions that only the trained checkpoint has right
+    lost        number of questions that only the base has right
     """
 
     base: Score
@@ -83,12 +85,12 @@ class TextComparison:
 
 @dataclass(frozen=True, slots=True)
 class ControlRun:
-    """Another run from the same base on the same test questions: what else could have caused the difference?
+    """Another run from the same base on the same test questions, which shows what else could have caused the difference.
 
-    training     what it was trained on, in a few words
+    training     a short description of its training data
     steps        number of its training steps
-    comparisons  one per set; its chosen checkpoint against this run's base in this run's main format
-    on_policy    it is not another run, but this run's chosen checkpoint after on-policy distillation
+    comparisons  one for each set: its chosen checkpoint compared with this run's base in this run's main format
+    on_policy    whether it is this run's chosen checkpoint after on-policy distillation, and not another run
     """
 
     name: str
@@ -100,14 +102,16 @@ class ControlRun:
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """The chains of one source and what the filter did with them.
+    """The chains of one source, and the results of the filter.
 
-    questions       questions that were sent to it; it returned `chains`
-    grades          number of chains per grade; the sum is `chains`
-    dropped         reason -> number of right chains that the filter dropped for it
-    kept            chains that are trained on; they belong to `kept_questions` questions
-    single_sample   share of right chains, the mean over questions; the interval is over questions
-    right_counts    number of right chains of a question -> number of such questions
+    questions       number of questions that the source got
+    chains          number of chains that the source returned
+    grades          number of chains by grade; the sum is `chains`
+    dropped         number of right chains that the filter dropped, by reason
+    kept            number of chains for training
+    kept_questions  number of questions that have a kept chain
+    single_sample   share of right chains of a question, as the mean over questions; the interval is over questions
+    right_counts    number of questions by their number of right chains
     """
 
     name: str
@@ -124,7 +128,7 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class KindCoverage:
-    """The positions of one kind, and the mean of the teacher's probability mass that their candidates kept."""
+    """The number of positions of one kind, and the mean of their probability mass (the sum over the candidates)."""
 
     kind: TargetKind
     positions: int
@@ -133,13 +137,13 @@ class KindCoverage:
 
 @dataclass(frozen=True, slots=True)
 class AlignmentSummary:
-    """How the chains were transferred to the student's vocabulary.
+    """The transfer of the chains to the student's vocabulary.
 
-    parts             `all` positions by kind; then the positions of the parts `digits`, `line starts`, `unknown`, ...
+    parts             positions by kind, for `all` positions and for the parts `digits`, `line starts`, `unknown`, ...
     covered           share of positions with the teacher's distribution; None if the teacher gave no probabilities
-    unknown           character that the student has no token for -> how often it occurs in the chains
-    rewrites          character -> what the recipe replaced it with before alignment
-    calculator_marks  insert or remove, if the recipe did so to the chains
+    unknown           number of occurrences of each character for which the student has no token
+    rewrites          replacement of each character that the recipe replaced before alignment
+    calculator_marks  insert or remove, if the recipe did this to the chains; else None
     """
 
     tokenizer: str
@@ -162,7 +166,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """Seconds of the process that finished a stage, and the most memory that it held."""
+    """The seconds and the peak memory of the process that finished a stage."""
 
     stage: str
     seconds: float
@@ -171,8 +175,13 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSpeed:
-    """Medians over the measured training steps: tokens and operations per second, and the share of the device's peak;
-    None if the peak is not known."""
+    """Medians over the measured training steps.
+
+    steps        number of measured steps
+    tokens       tokens per second
+    operations   floating-point operations per second
+    utilisation  share of the device's peak; None if the peak is unknown
+    """
 
     steps: int
     tokens: float
@@ -182,10 +191,11 @@ class TrainingSpeed:
 
 @dataclass(frozen=True, slots=True)
 class ReportExample:
-    """One question that the page shows: with a teacher's chains and their verdicts, or with the student's answers.
+    """A question that the page shows, with a teacher's chains and their verdicts, or with the student's answers.
 
-    before, after  the answers of the base and of the chosen checkpoint
-    prompt         the prompt of the teacher or of the student, as plain text
+    before  the answer of the base
+    after   the answer of the chosen checkpoint
+    prompt  the prompt of the teacher or of the student, as plain text
     """
 
     question: Question
@@ -197,24 +207,25 @@ class ReportExample:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """A run as its report shows it. A part that a run does not have stays empty; the page then says why.
+    """A run as its report shows it. A part that the run does not have is empty, and the page says why.
 
-    student, teacher  in a few words: a folder's name, a size
-    training      what the student was trained on, in a few words
+    student       a short description of the student, such as its folder or its size
+    teacher       a short description of the teacher
+    training      a short description of the student's training data
     groups        the group of every set
-    choice        None if no checkpoint was chosen
-    comparisons   on the test split, one per set, format and decoding; empty without a test
+    choice        the selected checkpoint; None if no checkpoint was selected
+    comparisons   comparisons on the test split, one for each set, format and decoding; empty without test scores
     controls      other runs from the same base on the same test questions
-    texts         bits per byte on `evaluate.texts`; empty without it
-    pass_curves   accuracy on test with k samples, of the base and of the chosen checkpoint; empty without samples
-    validation    every score of `evaluate`: all checkpoints, sets, formats and decodings
+    texts         bits per byte on `evaluate.texts`; empty without this key
+    pass_curves   test accuracy with k samples, of the base and of the chosen checkpoint; empty without samples
+    validation    all scores of `evaluate`: all checkpoints, sets, formats and decodings
     losses        (step, training loss in nats per supervised position), in the order of the steps
-    outcomes      number of validation questions with each outcome, in the main format
-    figure_chain  one chain with candidates, whose tokens the figures show one by one
-    recipe        the resolved recipe, as YAML
-    versions      (name, version) of whatever determined the numbers
-    notes         sentences that a reader must know first
-    seed          of the run; intervals do not include the variation between seeds
+    outcomes      number of validation questions by outcome, in the main format
+    figure_chain  a chain with candidates, which the figures show token by token
+    recipe        the recipe with all defaults, as YAML
+    versions      (name, version) of everything that determines the numbers
+    notes         sentences that a reader must know before the numbers
+    seed          seed of the run; intervals do not include the variation between seeds
     """
 
     name: str

@@ -1,15 +1,15 @@
-"""The files of a finished run and of its controls as values.
+"""Reads the files of a finished run and of its controls.
 
     files = RunFiles(Path("runs/demo"), recipe)
     files.choice.checkpoint, files.counts("train")["steps"]
     files.test_answers(BASE, "zero-shot-rationale", "greedy").correct["gsm8k"]    # question id -> bool
     read_control(files, "demo-answers").comparisons
 
-This module opens no test split: it reads the answers that `test` wrote.
+This module reads the answers that the stage `test` wrote. It does not open a test split.
 
 A control is another run from the same base, evaluated on the same test questions. It shows what else could have caused
-the difference: training on bare answers shows what the format alone changes; training on the set's own rationales shows
-what is possible without a teacher. Each control is evaluated in its own format and compared with this run's base.
+the difference: training on bare answers shows the effect of the format alone, and training on the set's own rationales
+shows what is possible without a teacher. A control is evaluated in its own format, and compared with this run's base.
 """
 
 from __future__ import annotations
@@ -32,19 +32,23 @@ from potstill.report.model import SET_GROUPS, Comparison, ControlRun, Interval, 
 from potstill.storage import manifest, parquet
 from potstill.storage.manifest import Manifest
 
-VerdictCounts = Counter[tuple[Grade, str | None]]  # (grade, reason for dropping) -> chains
+VerdictCounts = Counter[tuple[Grade, str | None]]  # number of chains by (grade, reason for dropping)
 
 
 @dataclass(frozen=True, slots=True)
 class TestAnswers:
-    """The test answers of one checkpoint in one format and decoding: set -> score, set -> question id -> is it right."""
+    """The test answers of a checkpoint in one format and decoding.
+
+    scores   score of each set
+    correct  for each set, whether the answer is right, by question id
+    """
 
     scores: dict[str, Score]
     correct: dict[str, dict[str, bool]]
 
 
 class RunFiles:
-    """A run directory. Each file is read when it is first needed, and only once."""
+    """The folder of a run. A file is read when it is first needed, and only once."""
 
     def __init__(self, run_dir: Path, recipe: Recipe) -> None:
         self.run_dir, self.recipe = run_dir, recipe
@@ -58,7 +62,7 @@ class RunFiles:
         return finished
 
     def counts(self, stage: str) -> Mapping[str, Any]:
-        """What a stage counted, as in its manifest."""
+        """The counts in the manifest of a stage."""
         return self.manifest(stage).counts
 
     @cached_property
@@ -67,7 +71,7 @@ class RunFiles:
 
     @cached_property
     def groups(self) -> dict[str, SetGroup]:
-        """The group of every evaluation set, the first one if it is in several."""
+        """The group of every evaluation set; the first group for a set in several groups."""
         sets, groups = self.recipe.questions, dict[str, SetGroup]()
         for group, names in zip(
             SET_GROUPS, (sets.in_distribution, sets.out_of_distribution, sets.generic), strict=True
@@ -83,7 +87,7 @@ class RunFiles:
 
     @cached_property
     def verdict_counts(self) -> dict[str, dict[str, VerdictCounts]]:
-        """Source -> question id -> verdicts of its chains."""
+        """The verdicts of the chains by source and question id."""
         counts: dict[str, dict[str, VerdictCounts]] = {}
         for (question, source, _), verdict in parquet.read_verdicts(self.run_dir / "filter" / "verdicts.parquet"):
             by_question = counts.setdefault(source, {})
@@ -92,7 +96,7 @@ class RunFiles:
 
     @cached_property
     def validation_scores(self) -> tuple[Score, ...]:
-        """Every score of `evaluate`, and those of the checkpoint after on-policy distillation."""
+        """All scores of `evaluate`, and the scores of the checkpoint after on-policy distillation."""
         rows = [
             ("evaluate", checkpoint) for checkpoint in (BASE, *checkpoints.read_evaluated_checkpoints(self.run_dir))
         ]
@@ -102,7 +106,7 @@ class RunFiles:
 
     @cached_property
     def validation_answers(self) -> dict[str, tuple[Prediction, Prediction]]:
-        """Validation question -> the answers of the base and of the chosen checkpoint, in the format of the choice."""
+        """The answers of the base and of the chosen checkpoint to each validation question, in the format of the choice."""
 
         def read(checkpoint: Checkpoint) -> Iterator[Prediction]:
             folder = self.run_dir / "evaluate"
@@ -133,7 +137,7 @@ def compare_answers(base: TestAnswers, chosen: TestAnswers, name: str) -> Compar
 
 
 def describe_training(recipe: Recipe) -> str:
-    """What a recipe's student is trained on, in a few words."""
+    """A short description of the training data of a recipe's student."""
     if not any(quota and FORMATS[name].rationale for name, quota in recipe.train.formats.items()):
         return "bare answers"
     return teachers.from_recipe(recipe).describe_chains()
@@ -143,15 +147,15 @@ def describe_training(recipe: Recipe) -> str:
 
 
 def control_digests(run_dir: Path, recipe: Recipe) -> dict[str, str]:
-    """A digest of the test answers of each control of a recipe. Raises UserError if a control is not finished."""
+    """The digest of the test answers of each control. Raises UserError if a control has not finished."""
     names = recipe.report.controls
     return {f"report.controls {name}": _read_control_manifest(run_dir, name, "test").digest for name in names}
 
 
 def read_control(files: RunFiles, name: str) -> ControlRun:
-    """A control of a run, from its folder next to the run's.
+    """A control of a run, from its folder next to the folder of the run.
 
-    Raises UserError if it is not finished, has another base, or answered other questions.
+    Raises UserError if the control has not finished, started from another base, or answered other questions.
     """
     run_dir, choice = files.run_dir, files.choice
     _check_comparable(run_dir, name, list(files.groups))
@@ -168,14 +172,14 @@ def _read_control_manifest(run_dir: Path, name: str, stage: str) -> Manifest:
     control_dir = run_dir.parent / name
     finished = manifest.read_finished(control_dir / stage)
     if finished is None:
-        state = f"a run without {stage}" if (control_dir / "recipe.yaml").is_file() else "missing"
+        state = f"has no finished stage {stage}" if (control_dir / "recipe.yaml").is_file() else "does not exist"
         raise UserError(
-            f"the control run {name} has not finished {stage}",
+            f"the control run {name} has not finished the stage {stage}",
             code="E-report-control-unfinished",
             where="report.controls",
-            found=f"{control_dir} is {state}",
+            found=f"{control_dir} {state}",
             hint=f"run its recipe first (`potstill run RECIPE`, with `name: {name}`),"
-            " or remove it from report.controls",
+            f" or remove {name} from report.controls",
         )
     return finished
 
@@ -185,13 +189,16 @@ def _check_comparable(run_dir: Path, name: str, sets: list[str]) -> None:
     own, other = (_read_control_manifest(run_dir, run, "collect").outputs for run in (run_dir.name, name))
     files = {set_name: f"collect/{set_name}.test.jsonl" for set_name in sets}
     if _base_weights(run_dir, run_dir.name) != _base_weights(run_dir, name):
-        found, hint = "it started from another student", "give both recipes the same `student` and `seed`"
+        found, hint = "the control started from another student", "give both recipes the same `student` and `seed`"
     elif different := [set_name for set_name, file in files.items() if own[file] != other.get(file)]:
-        found, hint = f"it answered other test questions of {different[0]}", "give both recipes the same `questions`"
+        found, hint = (
+            f"the control answered other test questions of {different[0]}",
+            "give both recipes the same `questions`",
+        )
     else:
         return
     raise UserError(
-        f"the control run {name} cannot be compared",
+        f"the control run {name} cannot be compared with this run",
         code="E-report-control-incomparable",
         where="report.controls",
         found=found,
@@ -200,7 +207,8 @@ def _check_comparable(run_dir: Path, name: str, sets: list[str]) -> None:
 
 
 def _base_weights(run_dir: Path, name: str) -> dict[str, object]:
-    """What determines the weights of a run's base: the digest of a folder, or the shape and seed of random weights."""
+    """The inputs that determine the weights of a run's base: the digest of a model, or the shape and seed of random
+    weights."""
     inputs = _read_control_manifest(run_dir, name, "test/0").identity.inputs
     weights: dict[str, object] = {key: value for key, value in inputs.items() if key != "collect"}
     if "student.model" in weights:

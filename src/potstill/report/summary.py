@@ -1,4 +1,4 @@
-r"""What the tables and figures of a report show, computed from its data, and how numbers and tokens are written.
+r"""Computes the numbers in the tables and figures of a report, and formats numbers and tokens as text.
 
 >>> mean = mean_interval([Interval(0.2, 0.1, 0.3), Interval(0.4, 0.3, 0.5)])
 >>> f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"
@@ -19,7 +19,8 @@ from potstill.report.model import SET_GROUPS, Comparison, Interval, Outcome, Rep
 
 @dataclass(frozen=True, slots=True)
 class GroupChange:
-    """A group of sets on the test split, base against chosen: unweighted means over its sets. `n` questions in all."""
+    """The base and the chosen checkpoint on the test sets of a group, as unweighted means over the sets. `n` is the total
+    number of questions."""
 
     group: SetGroup
     sets: tuple[str, ...]
@@ -31,7 +32,7 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointScores:
-    """One checkpoint on validation: the unweighted mean over the sets of each group, and every set alone."""
+    """The validation accuracies of a checkpoint: by group, as the unweighted mean over its sets, and by set."""
 
     checkpoint: Checkpoint
     groups: Mapping[SetGroup, Interval] = field(default_factory=dict)
@@ -40,10 +41,10 @@ class CheckpointScores:
 
 @dataclass(frozen=True, slots=True)
 class ScoreCell:
-    """The accuracy on the n test questions of a set or a group, and its paired difference from the base (None for the
-    base).
+    """The accuracy on the `n` test questions of a set or a group.
 
-    truncated  share of the answers that were cut off without an answer; of a group, the unweighted mean over its sets
+    difference  paired difference from the base; None for the base itself
+    truncated   share of the texts that were cut off without an answer; for a group, the unweighted mean over its sets
     """
 
     n: int
@@ -54,12 +55,13 @@ class ScoreCell:
 
 @dataclass(frozen=True, slots=True)
 class SummaryRow:
-    """One student of the summary.
+    """A student in the summary.
 
     name      base, specialized, repaired (after on-policy distillation), or the name of a control run
-    training  what the student was trained on
+    training  a short description of its training data
     title     its name in a table
-    sets      in the order of the groups; a group is the unweighted mean over its sets
+    sets      accuracies by set, in the order of the groups
+    groups    accuracies by group, as the unweighted mean over its sets
     """
 
     name: str
@@ -78,8 +80,9 @@ def accuracy_interval(score: Score) -> Interval:
 def mean_interval(intervals: Sequence[Interval]) -> Interval:
     """The unweighted mean of independent estimates.
 
-    The distance of each bound is the root of the summed squares of the intervals' distances on that side, divided by
-    their number (variance estimates recovery, Zou and Donner 2008): skewed intervals near 0 and 1 stay within [0, 1].
+    The distance of each bound from the mean is the square root of the sum of the squared distances of the intervals'
+    bounds, divided by their number (variance estimates recovery, Zou and Donner 2008). So the skewed intervals near 0 and
+    1 stay within [0, 1].
     """
     assert intervals, "no intervals to average"
     n, value = len(intervals), sum(part.value for part in intervals) / len(intervals)
@@ -89,12 +92,13 @@ def mean_interval(intervals: Sequence[Interval]) -> Interval:
 
 
 def has_trained_choice(data: ReportData) -> bool:
-    """Whether a checkpoint after step 0 was chosen, so that there is a before and an after."""
+    """Whether the chosen checkpoint is not the base, so that there is a before and an after."""
     return data.choice is not None and data.choice.checkpoint != BASE
 
 
 def main_format(data: ReportData) -> tuple[str, str] | None:
-    """The format and decoding that the page shows first: the choice's, without a choice those of the first score."""
+    """The format and decoding that the page shows first: those of the choice, or those of the first score if there is no
+    choice."""
     scores = [row.chosen for row in data.comparisons] + list(data.validation)
     first = data.choice or (scores[0] if scores else None)
     return (first.format, first.decoding) if first else None
@@ -108,7 +112,7 @@ def main_comparisons(data: ReportData) -> tuple[Comparison, ...]:
 
 
 def changes_by_group(comparisons: Sequence[Comparison], groups: Mapping[str, SetGroup]) -> dict[SetGroup, GroupChange]:
-    """Comparisons as means over the sets of each group that has a test set."""
+    """The means of the comparisons over the sets of each group, for groups with a test set."""
     changes: dict[SetGroup, GroupChange] = {}
     for group in SET_GROUPS:
         rows = [row for row in comparisons if groups[row.chosen.set] == group]
@@ -125,9 +129,9 @@ def changes_by_group(comparisons: Sequence[Comparison], groups: Mapping[str, Set
 
 
 def summary_rows(data: ReportData) -> tuple[SummaryRow, ...]:
-    """The run in one table: the base, the specialized student, and the controls on the same test questions.
+    """The rows of the summary: the base, the specialized student, and the controls, on the same test questions.
 
-    Empty if nothing was compared; the base alone if the rule chose step 0.
+    Empty if the run has no comparisons; only the base if the rule chose step 0.
     """
     comparisons = main_comparisons(data)
     if not comparisons:
@@ -181,7 +185,7 @@ def scores_by_checkpoint(data: ReportData) -> tuple[CheckpointScores, ...]:
 
 
 def outcome_of(before: Prediction | None, after: Prediction | None) -> Outcome | None:
-    """What training changed about one question; None without two answers."""
+    """The outcome of a question from the grades of both answers; None if an answer is missing."""
     if before is None or after is None:
         return None
     if before.grade == "right":
@@ -189,7 +193,7 @@ def outcome_of(before: Prediction | None, after: Prediction | None) -> Outcome |
     return "won" if after.grade == "right" else "still wrong"
 
 
-# How the page, the card and the terminal write numbers, checkpoints and tokens
+# Numbers, checkpoints and tokens as text, for the page, the card and the terminal
 
 
 def format_points(difference: float) -> str:
@@ -203,7 +207,7 @@ def format_points(difference: float) -> str:
 
 
 def format_change(change: Interval) -> str:
-    """A difference of shares in points, with its bounds."""
+    """A difference of shares in percentage points, with its bounds."""
     return f"{format_points(change.value)} ({format_points(change.low)} to {format_points(change.high)})"
 
 
@@ -227,12 +231,12 @@ def format_percent(share: float | Interval) -> str:
 
 
 def format_count(number: int) -> str:
-    """An integer; from 10 000 on, a narrow space separates its thousands."""
+    """An integer. From 10 000 on, its thousands are separated by a narrow space."""
     return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if abs(number) > 9999 else str(number)
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in hours, minutes and seconds."""
+    """A duration in hours, minutes and seconds."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"
@@ -240,12 +244,12 @@ def format_duration(seconds: float) -> str:
 
 
 def checkpoint_label(checkpoint: Checkpoint) -> str:
-    """A checkpoint in a table: its step, the share of an interpolation (`350 × 0.3`), its on-policy steps."""
+    """A checkpoint in a table: its step, the share of an interpolation (`350 × 0.3`), and its on-policy steps."""
     return f"{format_count(checkpoint.step)}{checkpoint.suffix}"
 
 
 def readable_token(token: bytes | End) -> str:
-    r"""A token as one short word: white space has symbols, bytes that are no text are hexadecimal.
+    r"""A token as one short word. Whitespace is shown as symbols, and bytes that are not UTF-8 as hexadecimal numbers.
 
     >>> readable_token(b" 12"), readable_token(b"\n"), readable_token(b"\xe2\x82"), readable_token(b"")
     ('␣12', '⏎', 'E2 82', '∅')
