@@ -210,4 +210,4 @@ def test_an_unknown_task_is_refused_with_a_suggestion() -> None:
         grade("18", "18", "bbh/navigat")
     assert error.value.code == "E-grade-unknown-task" and "'bbh/navigate'" in error.value.hint
     assert grade("b a", "b a", "miniature-sorting/list").grade == "right"
-    assert grading.VERSION == 4
+    assert grading.VERSION == 5

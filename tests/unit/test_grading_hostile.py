@@ -248,6 +248,14 @@ SYMBOLIC = [
     ("\\boxed{5} so the answer is", "5", False),
     ("\\boxed{Evelyn}", "\\text{Evelyn}", True),
     ("\\boxed{9^{9^{9^{9}}}}", "5", False),
+    ("The answer is .35625.", ".35625", True),
+    ("So it is \\boxed{.35625}.", "0.35625", True),
+    ("The answer is 35625.", ".35625", False),
+    ("The answer is: .5", "5", False),
+    ("The answer is ... 5", "5", True),
+    ("The answer is $\\$18.90$.", "\\$18.90", True),
+    ("The answer is 18.90", "\\$18.90", True),
+    ("It costs \\$5, so $x = 3$.", "3", True),
 ]
 
 

@@ -36,7 +36,7 @@ from potstill.grading.grader import (
     use_sets,
 )
 
-VERSION = 4
+VERSION = 5
 
 __all__ = [
     "ANSWER_TYPES", "FUNCTION_TYPE", "TASK_ANSWER_TYPES", "VERSION", "canonicalize_gold", "check_task", "function_digest",

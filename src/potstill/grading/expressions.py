@@ -34,11 +34,13 @@ _UNICODE: Final = {
 _TABLE: Final = str.maketrans(_UNICODE)
 _ROOT = re.compile("\u221a\\s?(?:\\(([^()]*)\\)|([0-9]+|[a-z]))")
 _BOXED = re.compile(r"\s*\\boxed\s*\{(.*)\}[\s.]*", re.DOTALL)
-_IN_DOLLARS = re.compile(r"\$([^$\n]{1,300})\$|\\\(([^\n]{1,300}?)\\\)")
+# A dollar sign inside a formula is escaped: "$\\$18.90$".
+_IN_DOLLARS = re.compile(r"(?<!\\)\$((?:[^$\n\\]|\\[^\n]){1,300})\$|\\\(([^\n]{1,300}?)\\\)")
 _ANOTHER = re.compile(r"\s?,?\s?or\s(?:[a-z]+\s)?(?:\$|\\\()")  # "$3$ or $4$"
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![A-Za-z]*\()")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|operatorname|mbox|textbf|mathbf)\s?\{[^{}]*\}|\\(?:begin|end)\{[a-z]+\}")
 _UNITS = re.compile(r"(?:\s+(?!or\b|and\b)[A-Za-z]{2,})+$")
+_DECIMAL = re.compile(rf"[{normalize.STRIP_CHARS}]*\.[0-9]")  # ".35625", whose point is no period
 _READABLE = re.compile(r"[0-9\\${}()\[\]\u03c0\u221a\u221e]|(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")
 _LETTERS_ONLY = re.compile(r"\s*[A-Za-z]+(?:\s[A-Za-z]+){0,2}\s*")
 _PROSE = re.compile(
@@ -74,6 +76,7 @@ def extract_marked_expression(text: str, gold: str) -> str | None:
         answer = line
     else:
         answer = normalize.read_answer_sentence(line)
+        answer = "." + answer if _DECIMAL.match(line) else answer
     if not _READABLE.search(answer) and not _LETTERS_ONLY.fullmatch(answer):
         return None
     return _clean_expression(answer) or None
