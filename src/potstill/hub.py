@@ -201,6 +201,84 @@ def _errors_table() -> list[tuple[Any, str, str, str]]:
     ]
 
 
+# Uploads
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What an upload left on the hub. is_new: whether there was anything to commit"""
+
+    url: str
+    commit: str
+    is_new: bool
+
+
+def upload_model(
+    name: str, files: Mapping[str, Path | bytes], message: str, *, private: bool = False, revision: str | None = None
+) -> Upload:
+    """Make the model repository `owner/name` if it is not there, and commit the files to it, all in one commit.
+
+    files     path in the repository -> file, or content. Weights that are there and not among them are deleted
+    private   of a repository that is made now; an existing one keeps its visibility
+    revision  branch, which is made if need be; None for the default branch
+
+    Large files that the hub has are not sent again, so an interrupted upload continues; and without a change there is
+    no commit. Raises UserError without a token, offline, and if the hub refuses.
+    """
+    import huggingface_hub as library
+
+    key = "push"
+    if is_offline():
+        what, hint = "HF_HUB_OFFLINE forbids an upload", "run without HF_HUB_OFFLINE=1"
+        raise UserError(what, code="E-hub-offline-upload", where=key, found=name, hint=hint)
+    if library.get_token() is None:
+        raise UserError(
+            "an upload needs a token of the hub",
+            code="E-hub-no-token",
+            where=key,
+            found=name,
+            hint=f"set HF_TOKEN to a token that may write (or run `hf auth login`); make one at {endpoint()}/settings/tokens",
+        )
+    api = library.HfApi(endpoint=endpoint())
+    with _hub_errors(key, name, revision), _write_errors(key, name):
+        api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        before = api.model_info(name, revision=revision)
+        stale = [
+            sibling.rfilename
+            for sibling in before.siblings or ()
+            if re.fullmatch(STALE_WEIGHTS, sibling.rfilename) and sibling.rfilename not in files
+        ]
+        operations: list[Any] = [library.CommitOperationDelete(path) for path in stale]
+        operations += [library.CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+        commit = api.create_commit(name, operations, commit_message=message, revision=revision)
+    return Upload(f"{endpoint()}/{name}", commit.oid, commit.oid != before.sha)
+
+
+STALE_WEIGHTS: Final = r"[^/]*\.safetensors(\.index\.json)?"
+
+
+@contextlib.contextmanager
+def _write_errors(key: str, name: str) -> Iterator[None]:
+    """Turn a refused or interrupted upload into an error of the user."""
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.RevisionNotFoundError:
+        raise
+    except (errors.HfHubHTTPError, httpx2.HTTPError, ConnectionError) as error:  # the last is of the storage client
+        what, code = "the hub cannot be reached, or it refuses the upload", "E-hub-upload-failed"
+        hint = "run again: files that the hub has are not sent again"
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            what, code = "the hub does not let this token write here", "E-hub-no-write"
+            hint = "use a token with the right to write to this owner's repositories"
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(what, code=code, where=key, found=f"{name}: {first_line}"[:300], hint=hint) from error
+
+
 # Model cards
 
 

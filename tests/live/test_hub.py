@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
+import torch
 from huggingface_hub import constants
 from pyarrow import parquet
 
 import hub_server
 import tiny
+from expect import user_error
 from potstill import hub, models, storage, tokenization
+from potstill.cli import push
 from potstill.errors import UserError
 from potstill.models import sources
+from potstill.run_reader import open_run
 from potstill.storage import manifest
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096, "README.md": b"hi"}
@@ -183,3 +190,150 @@ def test_a_run_reads_a_set_of_the_hub(served: hub_server.Hub, world: Path, tmp_p
     with pytest.raises(UserError) as error:
         tiny.make(world, tmp_path / "wrong", wrong, "teacher={kind: human}", until="collect")
     assert error.value.code == "E-data-download-digest"
+
+
+# Uploads
+
+
+@pytest.fixture
+def token(served: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that may write. Large files are sent by LFS, since the small hub has no Xet storage."""
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+def push_run(run_dir: Path, name: str = "owner/tiny", **options: Any) -> list[str]:
+    settings: dict[str, Any] = {"private": False, "revision": None, "accept_terms": False} | options
+    return push.push_student(run_dir, name, **settings)
+
+
+def with_licence(run_dir: Path, licence: str, folder: Path) -> Path:
+    """A copy of a run whose student has a base with this licence."""
+    copy = Path(shutil.copytree(run_dir, folder / licence))
+    recipe = (copy / "recipe.yaml").read_text("utf-8")
+    student = "student: {model: owner/base}"
+    (copy / "recipe.yaml").write_text(re.sub(r"(?ms)^student:.*?(?=^\S)", f"{student}\n", recipe))
+    (copy / "student" / "README.md").write_text(f"---\nlicense: {licence}\n---\n\n# tiny\n")
+    return copy
+
+
+def test_a_student_is_pushed_and_found_by_its_name(served: hub_server.Hub, token: None, finished: Path) -> None:
+    printed = push_run(finished)
+    stored = served.repositories["models/owner/tiny"]
+    commit = stored.branches["main"]
+    own = {path.name: path.read_bytes() for path in (finished / "student").iterdir()}
+    assert stored.commits[commit] == own | {".gitattributes": b""} and not stored.private
+    assert {"README.md", "model.safetensors"} <= own.keys()
+    assert f"{served.url}/owner/tiny" in printed[0] and commit in printed[0]
+    found = models.find_model(open_run(finished).recipe, "owner/tiny", "student.model")
+    assert found.commit == commit
+    pushed, local = (models.open_student(folder) for folder in (found.folder, finished / "student"))
+    assert all(torch.equal(value, local.weights()[name]) for name, value in pushed.weights().items())
+
+
+def test_without_a_change_nothing_is_committed(served: hub_server.Hub, token: None, finished: Path) -> None:
+    push_run(finished)
+    before = list(served.repositories["models/owner/tiny"].commits)
+    printed = push_run(finished, private=True)
+    assert list(served.repositories["models/owner/tiny"].commits) == before and before[-1] in printed[0]
+    assert not served.repositories["models/owner/tiny"].private  # an existing repository keeps its visibility
+
+
+def test_an_interrupted_upload_sends_no_weights_twice(
+    served: hub_server.Hub, token: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    served.refuse_commits = [400]
+    weights = bytes(range(256)) * 1000
+    with user_error("E-hub-upload-failed"):
+        hub.upload_model("owner/tiny", {"model.safetensors": weights}, "first")
+    sent = [request for request in served.requests if request.startswith("PUT")]
+    assert len(sent) == 1 and list(served.uploaded.values()) == [weights]
+    upload = hub.upload_model("owner/tiny", {"model.safetensors": weights}, "again")
+    assert [request for request in served.requests if request.startswith("PUT")] == sent
+    assert (
+        upload.is_new
+        and served.repositories["models/owner/tiny"].commits[upload.commit]["model.safetensors"] == weights
+    )
+
+
+def test_a_storage_that_cannot_be_reached_is_one_message(
+    served: hub_server.Hub, token: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own storage client raises another type of error than its other parts."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with user_error("E-hub-upload-failed", found="xet"):
+        hub.upload_model("owner/tiny", {"model.safetensors": bytes(200_000)}, "first")
+
+
+def test_weights_of_an_earlier_push_do_not_stay_beside_new_ones(served: hub_server.Hub, token: None) -> None:
+    shards = {f"model-0000{i}-of-00002.safetensors": b"part" for i in (1, 2)}
+    hub.upload_model("owner/tiny", {**shards, "model.safetensors.index.json": b"{}", "config.json": b"{}"}, "first")
+    served.repositories["models/owner/tiny"].commit(
+        served.repositories["models/owner/tiny"].commits[served.repositories["models/owner/tiny"].branches["main"]]
+        | {"example.png": b"of the owner"}
+    )
+    upload = hub.upload_model("owner/tiny", {"model.safetensors": b"whole", "config.json": b"{}"}, "second")
+    stored = served.repositories["models/owner/tiny"].commits[upload.commit]
+    assert sorted(stored) == [".gitattributes", "config.json", "example.png", "model.safetensors"]
+
+
+def test_a_branch_is_made_and_the_main_one_stays(served: hub_server.Hub, token: None, finished: Path) -> None:
+    printed = push_run(finished, private=True, revision="second-try")
+    stored = served.repositories["models/owner/tiny"]
+    assert stored.private and stored.commits[stored.branches["main"]] == {".gitattributes": b""}
+    commit = stored.branches["second-try"]
+    assert "config.json" in stored.commits[commit] and f"revision: {commit}" in printed[1]
+    recipe = open_run(finished).recipe
+    assert models.find_model(recipe, "owner/tiny", "student.model", "second-try").commit == commit
+
+
+def test_no_upload_without_token_network_or_right(
+    served: hub_server.Hub, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with user_error("E-hub-no-token", hint="HF_TOKEN"):
+        push_run(finished)
+    assert served.requests == []
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with user_error("E-hub-no-write", found="owner/tiny"):
+        push_run(finished)
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    served.refuse_commits = [403]
+    with user_error("E-hub-no-write"):
+        push_run(finished)
+    assert all(list(stored.commits.values()) == [{".gitattributes": b""}] for stored in served.repositories.values())
+    set_offline(monkeypatch, True)
+    with user_error("E-hub-offline-upload"):
+        push_run(finished)
+
+
+@pytest.mark.parametrize("name", ["tiny", "owner/tiny/more", "owner/..", ""])
+def test_a_name_that_the_hub_does_not_know_is_refused(finished: Path, name: str) -> None:
+    with user_error("E-push-name", found=name):
+        push_run(finished, name)
+
+
+@pytest.mark.parametrize("licence", ["gemma", "llama3.2", "cc-by-nd-4.0", "other", "unknown"])
+def test_a_base_with_terms_needs_consent(
+    served: hub_server.Hub, token: None, finished: Path, tmp_path: Path, licence: str
+) -> None:
+    run_dir = with_licence(finished, licence, tmp_path)
+    with user_error("E-push-licence", found="owner/base", hint="--accept-terms"):
+        push_run(run_dir)
+    assert served.requests == []
+    printed = push_run(run_dir, accept_terms=True)
+    stored = served.repositories["models/owner/tiny"]
+    notice = stored.commits[stored.branches["main"]].get("NOTICE", b"")
+    assert (b"ai.google.dev/gemma/terms" in notice) == (licence == "gemma")
+    assert (len(printed) == 3) == (licence in push.TERMS)
+
+
+def test_a_free_base_needs_no_consent(served: hub_server.Hub, token: None, finished: Path, tmp_path: Path) -> None:
+    assert len(push_run(with_licence(finished, "apache-2.0", tmp_path))) == 2
+
+
+def test_a_run_without_a_student_is_not_pushed(finished: Path, tmp_path: Path) -> None:
+    early = tiny.before(finished, tmp_path / "early", "report")
+    with user_error("E-push-no-student", hint="potstill report"):
+        push_run(early)

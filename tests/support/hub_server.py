@@ -26,23 +26,24 @@ class Repository:
     """files    path -> content, one dict for each commit, the oldest first
     gated    files need an accepted licence, which only TOKEN has
     private  the repository exists for TOKEN only
+    branches name -> its last commit
     """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
+    branches: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, files: dict[str, bytes]) -> str:
+    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         """Add a commit that holds exactly these files; returns its 40 hexadecimal digits."""
         parts = [name.encode() + hashlib.sha256(data).digest() for name, data in sorted(files.items())]
         sha = hashlib.sha1(str(len(self.commits)).encode() + b"".join(parts)).hexdigest()
         self.commits[sha] = dict(files)
+        self.branches[branch] = sha
         return sha
 
     def resolve(self, revision: str) -> str | None:
-        if revision == "main":
-            return list(self.commits)[-1] if self.commits else None
-        return revision if revision in self.commits else None
+        return self.branches.get(revision) or (revision if revision in self.commits else None)
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Hub:
     """repositories  "models/owner/name" or "datasets/owner/name" -> repository
     requests      method and path of every request, in order
     cut           path of a file -> numbers of bytes after which its next downloads break off
+    uploaded      digest -> content of the large files that were uploaded
+    refuse_commits  HTTP statuses with which the next commits are refused
     """
 
     url: str = ""
@@ -58,6 +61,7 @@ class Hub:
     ranges: list[str] = field(default_factory=list)
     cut: dict[str, list[int]] = field(default_factory=dict)
     uploaded: dict[str, bytes] = field(default_factory=dict)
+    refuse_commits: list[int] = field(default_factory=list)
 
     def model(self, name: str, files: dict[str, bytes], **settings: bool) -> str:
         """Serve a model repository with one commit; returns the commit."""
@@ -83,6 +87,15 @@ def serve() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def stored_digest(data: bytes | None) -> str | None:
+    """The digest by which git knows a file's content, or LFS a large one's; None for a file that is not there."""
+    if data is None:
+        return None
+    if len(data) > LFS_BYTES:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -236,7 +249,9 @@ def _with_routes(handler: type[BaseHTTPRequestHandler], hub: Hub) -> type[BaseHT
         if key in hub.repositories:
             self.reply(409, {"error": "You already created this repository", "url": f"{hub.url}/{name}"})
             return
-        hub.repositories[key] = Repository(private=bool(request.get("private")))
+        hub.repositories[key] = Repository(
+            private=bool(request.get("private")) or request.get("visibility") == "private"
+        )
         hub.repositories[key].commit({".gitattributes": b""})
         self.reply(200, {"url": f"{hub.url}/{name}", "name": name, "id": name})
 
@@ -244,15 +259,18 @@ def _with_routes(handler: type[BaseHTTPRequestHandler], hub: Hub) -> type[BaseHT
         self.reply(200, {"errors": [], "warnings": []})
 
     def preupload(self: Any, match: re.Match[str], body: bytes) -> None:
-        files = json.loads(body)["files"]
+        repository = self.repository(match["kind"], match["name"])
+        resolved = repository and self.files(repository, match["revision"])
+        if not resolved:
+            return
         modes = [
             {
                 "path": entry["path"],
                 "uploadMode": "lfs" if entry["size"] > LFS_BYTES else "regular",
                 "shouldIgnore": False,
-                "oid": None,
+                "oid": stored_digest(resolved[1].get(entry["path"])),
             }
-            for entry in files
+            for entry in json.loads(body)["files"]
         ]
         self.reply(200, {"files": modes})
 
@@ -283,7 +301,10 @@ def _with_routes(handler: type[BaseHTTPRequestHandler], hub: Hub) -> type[BaseHT
         repository = self.repository(match["kind"], match["name"])
         if repository is None:
             return
-        files = dict(repository.commits[repository.resolve("main") or ""])
+        if hub.refuse_commits:
+            self.reply(hub.refuse_commits.pop(0), {"error": "refused by the test"})
+            return
+        files = dict(repository.commits[repository.resolve(match["revision"]) or ""])
         for line in body.splitlines():
             operation = json.loads(line)
             value = operation["value"]
@@ -293,16 +314,27 @@ def _with_routes(handler: type[BaseHTTPRequestHandler], hub: Hub) -> type[BaseHT
                 files[value["path"]] = hub.uploaded[value["oid"]]
             elif operation["key"] == "deletedFile":
                 files.pop(value["path"], None)
-        sha = repository.commit(files)
+        sha = repository.commit(files, match["revision"])
         self.reply(200, {"commitUrl": f"{hub.url}/{match['name']}/commit/{sha}", "commitOid": sha, "success": True})
+
+    def branch(self: Any, match: re.Match[str], body: bytes) -> None:
+        if not self.authorized:
+            self.reply(401, {"error": "Invalid token"})
+        elif repository := self.repository(match["kind"], match["name"]):
+            if match["revision"] in repository.branches:
+                self.reply(409, {"error": "Reference already exists"})
+                return
+            repository.branches[match["revision"]] = repository.branches["main"]
+            self.reply(200, {})
 
     kind, name = r"(?P<kind>models|datasets)", r"(?P<name>[\w.-]+/[\w.-]+)"
     ROUTES[:] = [
         ("GET", r"/api/whoami-v2", whoami),
         ("POST", r"/api/repos/create", create),
         ("POST", r"/api/validate-yaml", validate),
-        ("POST", rf"/api/{kind}/{name}/preupload/\w+", preupload),
-        ("POST", rf"/api/{kind}/{name}/commit/\w+", commit),
+        ("POST", rf"/api/{kind}/{name}/branch/(?P<revision>[\w.-]+)", branch),
+        ("POST", rf"/api/{kind}/{name}/preupload/(?P<revision>[\w.-]+)", preupload),
+        ("POST", rf"/api/{kind}/{name}/commit/(?P<revision>[\w.-]+)", commit),
         ("POST", rf"/(?:datasets/)?{name}\.git/info/lfs/objects/batch", batch),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", put),
         ("GET", rf"/api/{kind}/{name}/tree/(?P<revision>[\w.-]+)", tree),

@@ -318,6 +318,31 @@ def export_command(
         typer.echo(line)
 
 
+@app.command("push", epilog="Example: potstill push runs/demo owner/name --private")
+def push_command(
+    run_dir: RunArgument,
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="BRANCH", help="Branch to commit to; it is made if need be.", show_default=False),
+    ] = None,
+    accept_terms: Annotated[
+        bool,
+        typer.Option("--accept-terms", help="Upload a student whose base has terms to pass on (Gemma, Llama)."),
+    ] = False,
+) -> None:
+    """Upload the student with its card to the Hugging Face hub.
+
+    Needs HF_TOKEN. The same command again continues an interrupted upload, and uploads only what has changed.
+    """
+    from potstill.cli import push, status
+
+    status.check_file_sizes(run_dir)
+    for line in push.push_student(run_dir, name, private=private, revision=revision, accept_terms=accept_terms):
+        typer.echo(line)
+
+
 @app.command("grade", epilog="Example: potstill grade answers.jsonl --out graded.jsonl --task gsm8k")
 def grade_command(
     path: Annotated[
