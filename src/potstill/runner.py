@@ -215,7 +215,7 @@ class _Run:
         usage = {"seconds": round(seconds, 3), "peak_memory_mib": process.peak_memory() >> 20}
         run_folder.append_log(self.run_dir, "done", stage=name, **usage)
         # One line without nested counts; `potstill status` shows all counts.
-        summary = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))
+        summary = ", ".join(f"{key}: {value}" for key, value in counts.items() if isinstance(value, int | float | str))
         progress.print_line(f"{name:<9} {summary}  ({seconds:.1f} s)", "green")
 
     def begin_sample(self) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 import lowest_versions
 import tiny
+from potstill.recipe import load_recipe
 from potstill.storage import parquet
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -294,6 +295,17 @@ def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, world: Path, said:
     result = said("filter", run_dir)
     assert result.returncode == 0, result.stderr
     assert (run_dir / "filter" / "manifest.json").exists() and not (run_dir / "align").exists()
+
+
+def test_stage_commands_change_keys_of_a_recipe_and_of_a_run(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
+    (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
+    result = said("collect", "recipe.yaml", "--set", f"data={world}", "--set", "name=other", cwd=tmp_path)
+    assert result.returncode == 0 and (tmp_path / "runs/other/collect/manifest.json").exists(), result.stderr
+    result = said("sample", "runs/other", "--set", "teacher={kind: human}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert load_recipe(tmp_path / "runs/other/recipe.yaml").teacher.kind == "human"
+    result = said("sample", "runs/other", "--set", "teacher.samples=many", cwd=tmp_path)
+    assert result.returncode == 2 and "--set teacher.samples=many: " in result.stderr
 
 
 def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:

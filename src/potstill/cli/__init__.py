@@ -70,10 +70,7 @@ def _options(
 @app.command("run", epilog="Example: potstill run recipes/gsm8k.yaml --set train.steps=500")
 def run_command(
     path: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)],
-    changes: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer does not read `list[str] | None`
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.", show_default=False),
-    ] = None,
+    changes: stage_commands.RecipeChanges = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and print what would be done, then exit.")
     ] = False,

@@ -28,6 +28,11 @@ RunOrRecipe = Annotated[
     typer.Argument(metavar="RUN", help="Directory of a run, such as runs/demo, or a recipe file.", show_default=False),
 ]
 
+RecipeChanges = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer does not read `list[str] | None`
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.", show_default=False),
+]
+
 
 def add_stage_commands(app: typer.Typer) -> None:
     """Add the commands of the stages to an application."""
@@ -38,17 +43,18 @@ def add_stage_commands(app: typer.Typer) -> None:
         app.command(stage, help=text, epilog=f"Example: {example}")(command)
 
 
-def _stage_command(stage: str) -> Callable[[Path], None]:
-    def command(path: RunOrRecipe) -> None:
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(path: RunOrRecipe, changes: RecipeChanges = None) -> None:
         from potstill import runner
 
-        runner.run(*_open_run_or_recipe(path), until=stage)
+        runner.run(*_open_run_or_recipe(path, changes or ()), until=stage)
 
     return command
 
 
 def _sample(
     path: RunOrRecipe,
+    changes: RecipeChanges = None,
     shard: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -81,7 +87,7 @@ def _sample(
     from potstill import runner
 
     part = parse_shard(shard, os.environ)
-    recipe, run_dir = _open_run_or_recipe(path)
+    recipe, run_dir = _open_run_or_recipe(path, changes or ())
     if batch_out is not None or batch_in:
         _check_batch_options(recipe, part)
         runner.run_batch(recipe, _list_batch_results(batch_in or ()), batch_out, run_dir=run_dir)
@@ -91,16 +97,16 @@ def _sample(
         runner.run_shard(recipe, part, run_dir=run_dir)
 
 
-def _open_run_or_recipe(path: Path) -> tuple[Recipe, Path]:
-    """The recipe and the directory of a run. path: the directory of the run, or its recipe file."""
+def _open_run_or_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Path]:
+    """The recipe and the directory of a run. path: the directory of the run, or its recipe file; changes: `--set`."""
     from potstill import runner
     from potstill.recipe import load_recipe
     from potstill.run_reader import open_run
 
     if path.is_file():
-        recipe = load_recipe(path)
+        recipe = load_recipe(path, changes)
         return recipe, runner.default_run_dir(recipe)
-    return open_run(path).recipe, path
+    return load_recipe(open_run(path).run_dir / "recipe.yaml", changes), path
 
 
 def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard | None:
