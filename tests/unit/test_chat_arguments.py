@@ -17,6 +17,8 @@ from potstill import inference, models, preflight, runner, storage
 from potstill.cli import export
 from potstill.data import run_questions
 from potstill.evaluation import checkpoint
+from potstill.export import lm_eval
+from potstill.export.source import open_exported_run
 from potstill.inference import Decode, Request
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import ChatSettings
@@ -143,7 +145,7 @@ def test_training_evaluation_and_export_render_the_same(thinker: Path, world: Pa
     rows = examples.read_training_data(run_dir, recipe, models.from_recipe(recipe)).examples(1)
     taught = {row.prompt for row in rows if row.format == "zero-shot-rationale"}
     assert taught and taught <= {tuple(engine.student.encode(text)) for text in asked}
-    export.export_tasks(run_dir, tmp_path / "tasks")
+    lm_eval.export_tasks(open_exported_run(run_dir), tmp_path / "tasks")
     tasks = storage.read_jsonl(tmp_path / "tasks" / "potstill_sums_zero_shot_rationale.jsonl")
     assert all(row["prompt"].endswith("<think>\n\n</think>\n\n") for _, row in tasks)
     row = json.loads(next(iter(export.export_rows(run_dir, "messages"))))

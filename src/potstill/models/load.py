@@ -360,13 +360,12 @@ def end_of_turn_identity(folder: Path, settings: ChatSettings) -> dict[str, str]
     For the identities of stages.
     """
     end = _find_end_of_turn(folder, settings.template)
-    if end is None or end == tokenization.load_tokenizer(folder).eos:
-        return {}
-    return {f"{settings.section}.chat (end of turn)": str(end)}
+    return {} if end is None else {f"{settings.section}.chat (end of turn)": str(end)}
 
 
 def _find_end_of_turn(folder: Path, setting: ChatSetting) -> int | None:
-    """The end token of the chat template in a folder; None if prompts do not use the template."""
+    """The end token of the chat template in a folder; None if prompts do not use the template, or if it is the
+    tokenizer's own end token."""
     if setting is False or not auto_uses_chat_template(folder):
         return None
     return _read_end_of_turn(folder, storage.folder_fingerprint(folder))
@@ -375,7 +374,8 @@ def _find_end_of_turn(folder: Path, setting: ChatSetting) -> int | None:
 @functools.lru_cache(maxsize=16)
 def _read_end_of_turn(folder: Path, fingerprint: str) -> int | None:
     chat = open_chat_template(folder, ChatSettings(True), "causal")
-    return None if chat is None else chat.end_of_turn
+    end = None if chat is None else chat.end_of_turn
+    return None if end == tokenization.load_tokenizer(folder).eos else end
 
 
 def auto_uses_chat_template(folder: Path) -> bool:
