@@ -40,7 +40,7 @@ FREE = {
     "train.lr_multipliers",
     "train.formats",
 }
-FREE |= {"train.loss_weights"}
+FREE |= {"train.loss_weights", "student.chat_template_kwargs"}
 NAMED = {("sets",), ("evaluate", "texts")}  # sections whose keys the reader names
 
 

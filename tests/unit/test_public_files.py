@@ -243,7 +243,7 @@ def test_a_file_of_the_hub_comes_through_its_client(tmp_path: Path, monkeypatch:
 
 def test_the_table_pins_every_file_and_agrees_with_the_built_in_sets() -> None:
     sets = public_files.read_public_sets()
-    assert set(data.SETS) < set(sets) == {*data.SETS, "prompts", "t5-tokenizer"}
+    assert set(sets) == {*data.SETS, "prompts", "t5-tokenizer"}
     files = [file for public in sets.values() for file in public.files]
     assert len({file.path for file in files}) == len(files) == 68
     for file in files:

@@ -25,7 +25,8 @@ def run(names: Sequence[str], to: Path | None, replace: bool) -> None:
             suggestion = f"did you mean {near[0]!r}? " if near else ""
             hint = f"{suggestion}use one of {', '.join(sets)}; sets of the Hugging Face hub are named in the recipe"
             raise UserError("no public set has this name", code="E-data-unknown-set", where=repr(name), hint=hint)
-    folder = to or (Path(path) if (path := os.environ.get("POTSTILL_DATA")) else None)
+    set_folder = os.environ.get("POTSTILL_DATA")
+    folder = to or (Path(set_folder) if set_folder else None)
     if not names:
         _print_list(list(sets.values()), folder)
         return
@@ -34,17 +35,16 @@ def run(names: Sequence[str], to: Path | None, replace: bool) -> None:
         raise UserError("no data folder is set", code="E-data-no-folder", where="potstill data", hint=hint)
     for name in dict.fromkeys(names):
         _fetch_set(sets[name], folder, replace)
-    if os.environ.get("POTSTILL_DATA") != str(folder):
+    if not set_folder or Path(set_folder).resolve() != folder.resolve():
         typer.echo(f"export POTSTILL_DATA={folder.resolve()}  # so that recipes find these files")
 
 
 def _fetch_set(public: PublicSet, folder: Path, replace: bool) -> None:
-    fetched = public_files.fetch_files(public.name, public.files, folder, replace=replace)
-    here = f"{len(fetched)} of {len(public.files)} files fetched" if fetched else "all files were here"
-    typer.echo(f"{public.name}: {here} ({folder})")
-    typer.echo(f"  {public.title}")
-    typer.echo(f"  from {', '.join(public.sources)}")
+    typer.echo(f"{public.name}: {public.title}")
     typer.echo(f"  licence: {public.licence or NO_LICENCE}{_nc_note(public)}")
+    typer.echo(f"  from {', '.join(public.sources)}")
+    fetched = public_files.fetch_files(public.name, public.files, folder, replace=replace)
+    typer.echo(f"  {len(fetched)} of {len(public.files)} files fetched" if fetched else "  all files were here")
     for file in public.files:
         if not file.repository and public_files.find_state(file, folder) == "missing":
             typer.echo(f"  not fetched: {file.path} ({file.optional}). No public place of it is known. If you have")
