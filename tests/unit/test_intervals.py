@@ -109,3 +109,27 @@ def test_clustered_is_never_certain() -> None:
     assert low < 1 < high and macro_low < 1 < macro_high
     one = intervals.clustered_intervals([[1.0, 0.0, 1.0]])
     assert one[0] == one[1] and one[0][1] < one[0][0] < one[0][2]
+
+
+@pytest.mark.parametrize(("seeds", "questions", "between_seeds"), [(3, 100, 0.0), (3, 100, 0.4), (2, 80, 0.4), (5, 300, 0.4)])
+def test_an_interval_over_seeds_and_questions_covers_the_truth(seeds, questions, between_seeds):
+    """A logistic model with normal effects of seeds and questions; the truth is the mean over many of both."""
+    generator = np.random.default_rng(seeds * questions)
+
+    def draw(rows: int, columns: int) -> np.ndarray:
+        effects = generator.normal(0, between_seeds, (rows, 1)) + generator.normal(0, 1.5, (1, columns))
+        return 1 / (1 + np.exp(0.5 - effects))
+
+    truth, hits = draw(3000, 3000).mean(), 0
+    for _ in range(600):
+        chances = draw(seeds, questions)
+        _, low, high = intervals.seeds_interval((generator.random(chances.shape) < chances).astype(float).tolist())
+        hits += low <= truth <= high
+    assert 0.91 <= hits / 600 <= 0.99
+
+
+def test_an_interval_over_seeds_is_at_least_that_of_its_parts():
+    mean, low, high = intervals.seeds_interval([[1.0, 1, 1, 1], [0.0, 0, 0, 0]])
+    assert mean == 0.5 and low < 0 and high > 1  # two seeds that disagree about everything say nothing
+    assert intervals.seeds_interval([[1.0, 0, 1], [1.0, 0, 1]])[1] < 2 / 3 - 0.5
+    assert intervals.seeds_interval([[1.0, 1], [1.0, 1]]) == (1, 1, 1)

@@ -123,6 +123,36 @@ def ratio_bootstrap(
     return point, float(low), float(high)
 
 
+def seeds_interval(rows: Sequence[Sequence[float]], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a table of seeds and questions, with its interval for other seeds and other questions: (mean, low, high).
+
+    rows  one row per seed with one value per question: 1 for right and 0 for not, or differences to the base
+
+    Seeds and questions are crossed random effects: all seeds answer the same questions. The variance of the mean is
+    (MS_seeds + MS_questions - MS_rest) / n, where MS are the mean squares of the two-way table and n is its number of
+    values. It is at least the variance from seeds alone, and from questions alone. The t quantile has Satterthwaite's
+    degrees of freedom (Biometrics Bulletin 1946), so that two or three seeds that differ give a wide interval.
+    """
+    table = np.asarray(rows, dtype=np.float64)
+    seeds, questions = table.shape
+    assert seeds > 1 and questions > 1, f"a table of {seeds} seeds and {questions} questions has no interval"
+    mean = float(table.mean())
+    by_seed, by_question = table.mean(1), table.mean(0)
+    rest = table - by_seed[:, None] - by_question[None, :] + mean
+    squares = [
+        questions * float(by_seed.var(ddof=1)),
+        seeds * float(by_question.var(ddof=1)),
+        float((rest**2).sum()) / ((seeds - 1) * (questions - 1)),
+    ]
+    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1]) / table.size
+    if variance == 0:
+        return mean, mean, mean
+    freedom = [seeds - 1, questions - 1, (seeds - 1) * (questions - 1)]
+    spread = sum((square / table.size) ** 2 / count for square, count in zip(squares, freedom, strict=True))
+    half = float(stats.t.ppf(0.5 + level / 2, variance**2 / spread)) * math.sqrt(variance)
+    return mean, mean - half, mean + half
+
+
 def clustered_intervals(
     groups: Sequence[Sequence[float]], level: float = 0.95
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
