@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tiny
-from potstill import grading, inference, runner, stages, storage
+from potstill import grading, inference, progress, runner, stages, storage
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.export import lm_eval
@@ -69,6 +72,31 @@ def test_without_memory_the_answers_are_the_same(world: Path, tmp_path: Path) ->
     plain = runner.run(tiny.recipe(world, *MEASURED), run_dir=tmp_path / "plain")
     kept = runner.run(tiny.recipe(world, *MEASURED, f"evaluate.cache={tmp_path / 'a'}"), run_dir=tmp_path / "kept")
     assert tiny.contents(plain) == tiny.contents(kept)
+
+
+def test_a_run_waits_for_the_answers_that_another_run_generates(world: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Without the wait, the second of two seeds in parallel would stop at the base's answers."""
+    changes = (*MEASURED, f"evaluate.cache={tmp_path / 'answers'}")
+    first = runner.run(tiny.recipe(world, *changes), run_dir=tmp_path / "first")
+    [cache_dir] = (path.parent for path in (tmp_path / "answers").rglob("answers.jsonl"))
+    code = "import sys\nfrom pathlib import Path\nfrom potstill import storage\n"
+    code += "with storage.hold_lock(Path(sys.argv[1]), '.lock', 0, ''):\n    print('locked', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(cache_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        monkeypatch.setattr(TransformersEngine, "generate", silent)
+        printed = progress.print_line
+
+        def release(text: str, *rest: Any) -> None:
+            printed(text, *rest)
+            if text.startswith("waiting for the cache"):
+                other.stdin.close()
+
+        monkeypatch.setattr(progress, "print_line", release)
+        again = runner.run(tiny.recipe(world, *changes), run_dir=tmp_path / "again")
+    assert "waiting for the cache" in capsys.readouterr().err
+    assert tiny.contents(again) == tiny.contents(first)
 
 
 class Counting:

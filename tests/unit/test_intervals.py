@@ -111,7 +111,9 @@ def test_clustered_is_never_certain() -> None:
     assert one[0] == one[1] and one[0][1] < one[0][0] < one[0][2]
 
 
-@pytest.mark.parametrize(("seeds", "questions", "between_seeds"), [(3, 100, 0.0), (3, 100, 0.4), (2, 80, 0.4), (5, 300, 0.4)])
+@pytest.mark.parametrize(
+    ("seeds", "questions", "between_seeds"), [(3, 100, 0.0), (3, 100, 0.4), (2, 80, 0.4), (5, 300, 0.4)]
+)
 def test_an_interval_over_seeds_and_questions_covers_the_truth(seeds, questions, between_seeds):
     """A logistic model with normal effects of seeds and questions; the truth is the mean over many of both."""
     generator = np.random.default_rng(seeds * questions)

@@ -30,12 +30,13 @@ from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
 from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Score, Split, TextScore
 from potstill.serialization import to_json
-from potstill.storage import manifest, run_folder
+from potstill.storage import manifest
 
 if TYPE_CHECKING:
     from potstill.models import StoredDType, Student
 
 VERSION: Final = 1  # version of the choice and order of the questions that a checkpoint answers
+CACHE_LOCK_SECONDS: Final = 24 * 3600  # that a run waits for another one with the same checkpoint and cache
 SCORES_FILE: Final = "scores.json"
 PASS_CURVE_FILE: Final = "tries.json"
 CHOICE_FILE: Final = "choice.json"
@@ -372,10 +373,26 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
     if checkpoint == BASE and recipe.student.model is None:  # random weights: a function of shape and seed
         key |= {"seed": str(recipe.seed), "shape": repr(recipe.student.shape)}
     cache_dir = Path(evaluate.cache) / cache.build_cache_key(key)
-    with run_folder.lock_run(cache_dir), cache.CachingEngine(engine, cache_dir / "answers.jsonl") as caching_engine:
+    with _lock_cache(cache_dir), cache.CachingEngine(engine, cache_dir / "answers.jsonl") as caching_engine:
         yield caching_engine
         counts = f"{caching_engine.reused} answers from the cache, {caching_engine.generated} generated"
         progress.print_line(counts, "dim")
+
+
+@contextlib.contextmanager
+def _lock_cache(cache_dir: Path) -> Iterator[None]:
+    """Lock a checkpoint's answers in the cache. Another run that answers the same checkpoint has them locked until it
+    has finished, and then this run reads them instead of generating them again."""
+    message = "another process is answering the questions of this checkpoint"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(storage.hold_lock(cache_dir, ".lock", 0, message))
+        except UserError as error:
+            if error.code != "E-run-locked":
+                raise
+            progress.print_line(f"waiting for the cache {cache_dir}: {message}", "yellow")
+            stack.enter_context(storage.hold_lock(cache_dir, ".lock", CACHE_LOCK_SECONDS, message))
+        yield
 
 
 def open_checkpoint(
