@@ -79,7 +79,7 @@ def score_predictions(
     stop_repeats  whether texts that repeat themselves were stopped, so that they are counted
 
     A set of several tasks (BBH) also gets `macro`, the unweighted mean of its tasks' accuracies, and intervals of both
-    that are clustered by task, limited to [0, 1]. Each question counts once: samples of one question are not
+    means that are clustered by task, limited to [0, 1]. Every question counts once. Samples of a question are not
     independent trials, so a caller with several samples must first choose or vote.
     """
     sets: dict[str, list[Prediction]] = {}

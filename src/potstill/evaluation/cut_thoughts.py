@@ -27,8 +27,11 @@ SWITCH_KEY: Final = "thinking_switch"
 
 
 def is_cut_in_thought(prediction: Prediction, *, opened: bool) -> bool:
-    """Whether an answer was cut inside a thought. opened: whether the prompt opens one. Then a text that was stopped
-    after its answer counts only if it opened another thought."""
+    """Whether an answer was cut inside a thought.
+
+    opened  whether the prompt opens a thought. A text that was stopped after its answer then counts only if it opened
+            another thought
+    """
     opened = opened and prediction.stop in ("length", "repeat")
     return prediction.stop != "end" and ends_in_thought(prediction.text, opened=opened)
 

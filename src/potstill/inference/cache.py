@@ -46,7 +46,7 @@ class CachingEngine:
     def generate(
         self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
     ) -> list[Generation]:
-        """One batch; see `Engine`. Tokens and candidates are not cached: with `top_logprobs` all texts are generated."""
+        """A batch of texts; see `Engine`. With `top_logprobs`, all texts are generated, because candidates are not cached."""
         if decode.top_logprobs:
             return self._engine.generate(requests, decode, on_tokens)
         keys = {request.key: _hash_request(request, decode) for request in requests}

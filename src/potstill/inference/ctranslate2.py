@@ -169,10 +169,10 @@ class CTranslate2Engine:
         return [replace(text, likelihood=round(sum(row), 6) + 0.0) for text, row in zip(texts, scores, strict=True)]
 
     def _score(self, model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural log-probabilities of the tokens of each row after its prompt."""
+        """Natural log-probabilities of the tokens of each row, which follows its prompt."""
         sources, targets = ([[self.names[token] for token in row] for row in table] for table in (prompts, rows))
         if self.student.family == "t5":
-            # It appends its own end token, whose score belongs to no text.
+            # CTranslate2 appends an end token, whose score does not belong to the text.
             results = model.score_batch(sources, targets, max_input_length=0, max_batch_size=32)
             return [list(result.log_probs[: len(row)]) for result, row in zip(results, rows, strict=True)]
         whole = [source + target for source, target in zip(sources, targets, strict=True)]

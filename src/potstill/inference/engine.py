@@ -53,7 +53,7 @@ class Decode:
     top_logprobs    number of outcomes recorded at each step; their log-probabilities are raw at every temperature
     stop_at_answer  "line" stops a text after the first complete line that contains "answer is" (the newline is kept);
                     "sentence" stops it after the first such sentence, for models that write no newlines
-    calculator      write the exact result after an arithmetic expression and `=`, instead of the model's own tokens
+    calculator      write the exact result after an arithmetic expression and `=`, instead of the model's tokens
     likelihood      also return the log-probability of each text
     stop_repeats    stop a text that repeats itself (see `sampling.RepeatDetector`)
     """
@@ -78,11 +78,11 @@ class Generation:
     ids         [n] token ids, without the end token
     tokens      [n] the bytes that each token adds to the text
     content     the bytes of the text: the tokens concatenated
-    candidates  empty without `top_logprobs`; otherwise one step per token and, if `stop` is `end`, one more for the
-                end. A step holds the k most likely outcomes and the sampled one (k or k + 1; fewer where fewer are
-                possible), most likely first and each once, with raw natural log-probabilities to six decimals
-    likelihood  sum of the raw natural log-probabilities of all tokens that the model wrote itself, the end included;
-                None unless requested
+    candidates  empty without `top_logprobs`; otherwise one step per token and, if `stop` is `end`, one step for the end. A
+                step has the k most likely outcomes and the sampled outcome (k or k + 1 in total, or fewer if fewer are
+                possible), most likely first and without duplicates, with raw natural log-probabilities to six decimals
+    likelihood  sum of the raw natural log-probabilities of all tokens that the model wrote itself, including the end; None
+                unless requested
     stop        end: the model ended the text; length: it has `max_tokens` tokens; repeat: it was stopped because it
                 repeated itself; cut: it was stopped after its answer. A line's newline is still part of `content`
                 (`truncate_at_answer` removes it)

@@ -12,8 +12,8 @@ make them smaller than in the library's modules (`kv_cache`), which all other mo
 With bfloat16 weights, a beginning that all prompts share (a system message, demonstrations) is computed once.
 
 Measured on one core (docs/log.md): 600 sampled chains of the toy teacher take 4.7 s instead of 7.7 s, 600 greedy
-answers of the toy student 1.6 s instead of 2.2 s. Sums are computed in another order than in the library, so the
-numbers differ by float32 rounding.
+answers of the toy student take 1.6 s instead of 2.2 s. Sums have another order than in the library, so results differ by
+float32 rounding.
 
 With bfloat16 weights, matrix products and the states between layers are bfloat16. Norms, attention (from keys and values
 in bfloat16) and the logits that decide a token are float32.
@@ -112,7 +112,7 @@ class _PromptCache:
         self._assign_slots([new_index[owner] for owner in owners])
 
     def scores(self, query: Tensor, layer: int) -> Tensor:
-        """[n, h, g, d] -> [n * h, g, s]: scores of each query against the keys of its prompt."""
+        """Queries [n, h, g, d] -> scores [n * h, g, s] of each query against the keys of its prompt."""
         keys = self.pairs[layer][0][: self.count].flatten(0, 1).float()
         scores = torch.bmm(self._to_slots(query), keys.transpose(1, 2))
         if self.bias is not None:
@@ -120,7 +120,7 @@ class _PromptCache:
         return self._from_slots(scores, query.shape[1], query.shape[2])
 
     def mix(self, weights: Tensor, layer: int) -> Tensor:
-        """[n * h, g, s] -> [n * h, g, d]: the values of each row's prompt, averaged with these attention weights."""
+        """Attention weights [n * h, g, s] -> [n * h, g, d]: weighted means of the values of each row's prompt."""
         values = self.pairs[layer][1][: self.count].flatten(0, 1).float()
         heads = self.pairs[layer][1].shape[1]
         slotted = self._to_slots(weights.view(-1, heads, *weights.shape[1:]))

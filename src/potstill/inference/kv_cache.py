@@ -34,7 +34,7 @@ from potstill.models.batch import pad_rows
 CACHE_ARGUMENTS: Final = ("cache", "past_key_values")  # newest first
 # Their attention has no window. If config.json names one, transformers still makes a cache that forgets what is outside.
 WINDOWLESS_TYPES: Final = ("llama", "gemma")
-CACHE_BLOCK: Final = 64  # positions by which the cache of a row grows
+CACHE_BLOCK: Final = 64  # number of positions by which the cache of a row grows
 EXACT_LOGITS: Final = 16  # of each row of a bfloat16 model
 
 
@@ -255,7 +255,7 @@ def cache_config(config: Any) -> Any:
 
 
 def _build_cache(config: Any) -> DynamicCache:
-    # Layers with a window, or with a state instead of keys, stay as the library makes them.
+    # Layers with a window, or with a state instead of keys, remain the library's layers.
     cache = DynamicCache(config=cache_config(config))
     cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -27,15 +27,15 @@ from potstill.tokenization import Tokenizer
 
 T = TypeVar("T")
 NO_FORCED_TOKENS: Final[Mapping[int, int]] = MappingProxyType({})
-NUMBER_CONTINUATION: Final = re.compile(rb"[.,]?\d")  # the beginning of a token that would lengthen a number
+NUMBER_CONTINUATION: Final = re.compile(rb"[.,]?\d")  # beginning of a token that would lengthen a number
 MARK_PREFIX: Final = b" $"  # bytes that may precede a calculator mark: `= $<<6*4=24>>24`
 REPEATS_VERSION: Final = 1  # of the rule of `RepeatDetector`
 MAX_PERIOD: Final = 64  # tokens of a block that may be repeated
 REPEATS: Final = 4  # of a block
 MIN_REPEATED: Final = 32  # tokens of all repeats together
-CONTEXT_CHARS: Final = 80  # characters of the text that are tokenized together with a result
+CONTEXT_CHARS: Final = 80  # number of characters of the text that are tokenized together with a result
 
-StepLogprobs = tuple[list[int], list[float]]  # ids and log-probabilities of the top k, then of the sampled token
+StepLogprobs = tuple[list[int], list[float]]  # ids and log-probabilities of the top k tokens, then of the sampled token
 
 
 class TokenSampler:

@@ -61,7 +61,7 @@ class TransformersEngine:
     def generate(
         self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
     ) -> list[Generation]:
-        """One batch. Memory: the cache, one row of logits per text and k numbers per step, never k vocabularies.
+        """A batch of texts. Memory: the cache, one row of logits per text, and k numbers per step (not k vocabularies).
 
         on_tokens  called at every step
 
@@ -126,7 +126,7 @@ class TransformersEngine:
         calculator: CalculatorDecoding | None,
         on_tokens: Callable[[int], None] | None,
     ) -> None:
-        """One token per row and step, until every row has ended or has `max_tokens`."""
+        """Generate one token per row and step, until every row has ended or has `max_tokens` tokens."""
         end_tokens, ended = frozenset(self.end_tokens), set[int]()
         state = fast_prefill(self.student, [request.prompt for request in requests])
         live = list(range(len(requests)))  # request of each row of the state; some of these rows may have ended
@@ -191,7 +191,7 @@ class TransformersEngine:
         if cut_length is not None:
             length, stop = cut_length, cut_reason
         ids = tokens[:length]
-        # The first token that is text (only special tokens can precede it) does not contribute its dummy space.
+        # The first text token (only special tokens may precede it) does not contribute its dummy space.
         first = next((position for position, token in enumerate(ids) if isinstance(self._start[token], bytes)), 0)
         contents = [self.token_bytes(token, max(0, position - first)) for position, token in enumerate(ids)]
         steps = steps[: len(contents) + (stop == "end")]
