@@ -30,7 +30,7 @@ _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
     "run": ("run_reader", "run"),
     "open_run": ("run_reader", "open_run"),
     "Run": ("run_reader", "Run"),
-    "grade": ("data", "grade"),  # it knows the graders of the built-in sets
+    "grade": ("data", "grade"),  # `data` registers the graders of the built-in sets
     "align": ("alignment", None),
     "transfer": ("alignment.cross_tokenizer", "transfer"),
     "completions": ("alignment.text_rule_completions", "completions"),

@@ -136,7 +136,7 @@ def _open_chat_template(recipe: Recipe) -> models.ChatTemplate | None:
 
 
 def _thought_lines(chat: models.ChatTemplate | None) -> list[str]:
-    """A warning if the base may spend its tokens on a thought, which makes the gain look larger than it is."""
+    """A warning if the base may use its tokens for a thought, because the gain then looks larger than it is."""
     if chat is None or not (chat.opens_thought or chat.thinking_switch):
         return []
     does = "opens a thought" if chat.opens_thought else "lets the model think before it answers"

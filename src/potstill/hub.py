@@ -284,7 +284,12 @@ def _write_errors(key: str, name: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class CardScore:
-    """An accuracy for the metadata of a card. percent: of n questions; settings: how they were answered"""
+    """An accuracy for the metadata of a model card.
+
+    percent   accuracy in percent
+    settings  settings of the evaluation
+    hub_id    name of the data set on the hub, if it is there
+    """
 
     dataset: str
     percent: float
@@ -294,7 +299,7 @@ class CardScore:
 
 
 def is_repository_name(text: str) -> bool:
-    """Whether huggingface_hub accepts a text as the name `owner/name` of a repository."""
+    """Whether huggingface_hub accepts the text as a repository name `owner/name`."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -306,7 +311,7 @@ def is_repository_name(text: str) -> bool:
 
 
 def licence_fields(licence: str | None, link: str | None = None) -> dict[str, str]:
-    """The fields of a card that state a licence.
+    """The metadata fields of a model card for a licence.
 
     >>> licence_fields("Apache-2.0"), licence_fields("CC BY-NC 4.0"), licence_fields(None)
     ({'license': 'apache-2.0'}, {'license': 'cc-by-nc-4.0'}, {'license': 'unknown'})
@@ -326,12 +331,12 @@ def licence_fields(licence: str | None, link: str | None = None) -> dict[str, st
 
 
 def read_model_card(path: Path) -> dict[str, Any]:
-    """The metadata of a model card; empty for a file that has none."""
+    """The metadata of a model card; empty for a file without metadata."""
     from huggingface_hub import ModelCard
 
     try:
         return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
-    except Exception:  # YAML errors and others: a card is written by hand, and nothing depends on it
+    except Exception:  # errors of YAML and others: people write cards by hand, and no result depends on them
         return {}
 
 
@@ -339,7 +344,7 @@ def write_model_card(metadata: Mapping[str, Any], name: str, scores: Sequence[Ca
     """A model card: the metadata between two lines `---`, then the text.
 
     metadata  fields of `huggingface_hub.ModelCardData`
-    name      of the model, in the table of results
+    name      name of the model in the table of results
     task      pipeline_tag
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData

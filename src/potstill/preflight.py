@@ -45,7 +45,7 @@ def find_problems(
 
     run_dir    the folder of the run; its finished stages are skipped
     weights    whether to check the weights of models, too; this takes as long as reading their files once
-    questions  the training questions, if they are known: then the teacher checks whether it has chains for them
+    questions  the training questions, if they are known; the teacher then checks whether it has chains for them
     """
     problems: dict[tuple[str, str], Problem] = {}
     for stage, check in _iter_checks(recipe, stages, run_dir, weights, questions):

@@ -34,7 +34,7 @@ Consent = bool | Callable[[str], bool]
 
 # Keys that are not part of an identity: the commit of a revision is an input of its stages instead.
 REVISION_KEYS: Final = ("student.revision", "teacher.revision", "teacher.score.revision", "on_policy.scorer_revision")
-# Part of an identity only if they are set.
+# Keys that are part of an identity only if they are set.
 OPTIONAL_KEYS: Final = (
     *("student.chat_template_kwargs", "student.system_prompt"),
     *("teacher.chat_template_kwargs", "teacher.system_prompt"),

@@ -514,7 +514,7 @@ def test_the_plan_counts_the_chains_of_training_questions(tmp_path: Path) -> Non
     asked = [question(str(i)) for i in range(4)]
     assert teacher.count_chains(asked) == 4
     [line] = teacher.forecast(asked)
-    assert "replay: 4 chains in " in line and line.endswith("; it has 5 about other questions")
+    assert "replay: 4 chains in " in line and line.endswith("; and 5 chains for other questions")
     teacher.check_questions(asked)
     with user_error("E-teacher-no-chains"):
         teacher.check_questions([question("99")])

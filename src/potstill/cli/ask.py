@@ -1,10 +1,10 @@
-"""`potstill ask`: questions to a trained student, with the prompt and the decoding of its evaluation.
+"""`potstill ask`: query a trained student with the prompt and the decoding of its evaluation.
 
 >>> [row.question for row in read_lines(["What is 1 + 1?", "", '{"question": "What is 2 + 2?"}'])]
 ['What is 1 + 1?', 'What is 2 + 2?']
 
-A row of a file may be a question of a data set (`question`, optionally `id`, `task` and `gold` or `answer`) or a record of
-a run's folder `collect`, whose question is in `text`. The output of `--json` is what `potstill grade` reads.
+A row of a file is a question of a data set (`question`, optionally `id`, `task` and `gold` or `answer`), or a record of a
+run's folder `collect`, whose question is in `text`. `potstill grade` reads the output of `--json`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from potstill.prompts import FORMATS
 from potstill.run_reader import open_run
 from potstill.storage import dataset_files
 
-CHUNK: Final = 64  # questions of a file that are answered before their answers are printed
+CHUNK: Final = 64  # number of questions of a file that are answered together, before their answers are printed
 TEXT_SUFFIXES: Final = ("", ".txt", ".md")
 PROMPT: Final = "question> "
 
 
 @dataclass(frozen=True, slots=True)
 class AskedRow:
-    """A question as a file has it. gold: its right answer, which only the output repeats"""
+    """A question as read from a file. gold: its right answer, which is only copied to the output."""
 
     question: str
     id: str | None = None
@@ -53,15 +53,15 @@ def ask(
     vote: int | None,
     as_json: bool,
 ) -> None:
-    """Answer one question, or those of a file, of standard input, or of a terminal, and print the answers.
+    """Answer a question, or the questions of a file, of standard input or of a terminal, and print the answers.
 
     target  a run, a student's folder, or another name of a model (see `models.locate_model`)
 
-    Raises UserError as `query.answer_questions` and `models.open_student` do, and for a folder that potstill did not make
-    if no format is given.
+    Raises UserError as `query.answer_questions` and `models.open_student` do, and if the format is missing for a folder
+    that potstill did not make.
     """
     if question is not None and file is not None:
-        what, hint = "a question and a file are given", "give one of them"
+        what, hint = "both a question and a file are given", "give only a question or only a file"
         raise UserError(what, code="E-cli-ask-question", where="--file", found=file, hint=hint)
     rows = [AskedRow(question)] if question is not None else None if file is None else list(read_file(file))
     student, settings = open_target(target, format)
@@ -79,7 +79,7 @@ def ask(
         for line in _type_questions():
             try:
                 show(row := AskedRow(line), answer([row])[0])
-            except UserError as error:  # the next question may be a better one
+            except UserError as error:  # the next question may have no error
                 print(error, file=sys.stderr)
         return
     several = question is None
@@ -94,7 +94,7 @@ def ask(
 
 
 def open_target(target: str, format: str | None) -> tuple[Student, QuerySettings]:
-    """The student of a run, of its folder or of a name, and how it is asked."""
+    """The student of a run, in a folder or with a name; and the settings with which it is queried."""
     path = Path(target)
     if (path / "recipe.yaml").is_file():
         return query.open_run_student(path, open_run(path).recipe)
@@ -107,7 +107,7 @@ def open_target(target: str, format: str | None) -> tuple[Student, QuerySettings
         raise UserError(what, code="E-ask-nothing", where=target, hint=hint)
     if format is None:
         raise UserError(
-            "there is no run and no student of potstill here, so the prompt is not known",
+            "this is neither a run nor a student of potstill, so the prompt is not known",
             code="E-ask-no-settings",
             where=folder,
             found=f"no recipe.yaml and no {SETTINGS_FILE}",
@@ -121,8 +121,10 @@ def open_target(target: str, format: str | None) -> tuple[Student, QuerySettings
 
 
 def read_file(path: Path) -> Iterator[AskedRow]:
-    """The questions of a text file, one per line, or of a file of rows. Raises UserError, with file and place, for a row
-    without a question."""
+    """The questions of a text file (one per line) or of a file of rows.
+
+    Raises UserError, with file and place, for a row without a question.
+    """
     if path.suffix in TEXT_SUFFIXES and not path.is_dir():
         text = dataset_files.decode_text(dataset_files.read_decompressed(path), path)
         yield from (AskedRow(line.strip()) for line in text.splitlines() if line.strip())
@@ -132,7 +134,7 @@ def read_file(path: Path) -> Iterator[AskedRow]:
 
 
 def read_lines(lines: Iterable[str]) -> Iterator[AskedRow]:
-    """Questions, one per line; a line that begins with `{` is a row in JSON. Empty lines are left out."""
+    """The questions in lines of text. A line that begins with `{` is a JSON row. Empty lines are skipped."""
     for number, line in enumerate(lines, 1):
         if not (text := line.strip()):
             continue
@@ -143,7 +145,7 @@ def read_lines(lines: Iterable[str]) -> Iterator[AskedRow]:
         try:
             row = json.loads(text)
         except ValueError as error:
-            what, hint = "the line begins with { and is not JSON", "write one JSON object per line, or plain questions"
+            what, hint = "the line begins with {, but is not JSON", "write one JSON object per line, or plain questions"
             raise UserError(what, code="E-cli-ask-row", where=where, found=error, hint=hint) from None
         yield _parse_row(row, where)
 
@@ -157,7 +159,7 @@ def _parse_row(row: Mapping[str, Any], where: str) -> AskedRow:
 
 
 def _type_questions() -> Iterator[str]:
-    """Lines that a person types, until an empty one or the end of the input."""
+    """The lines that a person types, up to an empty line or the end of the input."""
     print("One question per line; an empty line ends.", file=sys.stderr)
     while True:
         print(PROMPT, end="", file=sys.stderr, flush=True)
@@ -171,7 +173,7 @@ def _type_questions() -> Iterator[str]:
 
 
 def print_answer(row: AskedRow, answer: Answer) -> None:
-    """The rationale and the answer; the whole text if it has no answer sentence."""
+    """Print the rationale and the answer; the whole text if it has no answer sentence."""
     if answer.rationale:
         print(escape_hidden(answer.rationale))
     votes = ", ".join(f"{value}: {count}" for value, count in answer.votes.items())

@@ -1,4 +1,4 @@
-"""`potstill export`: kept chains for other trainers as lines, and exports for other programs as folders.
+"""`potstill export`: writes kept chains as lines for other trainers, and exports for other programs as folders.
 
     potstill export runs/demo --as messages > chat.jsonl
     potstill export runs/demo --as gguf --to exported
@@ -47,7 +47,7 @@ def export_rows(run_dir: Path, form: str) -> Iterator[bytes]:
 
 
 def _chat_template(recipe: Recipe) -> models.ChatTemplate | None:
-    """The student's chat template, if the recipe sets more than whether it is used."""
+    """The student's chat template, if the recipe sets its arguments or a system message; otherwise None."""
     section = recipe.student
     if section.chat_template_kwargs is None and section.system_prompt is None:
         return None
@@ -55,7 +55,7 @@ def _chat_template(recipe: Recipe) -> models.ChatTemplate | None:
 
 
 def export_folder(run_dir: Path, form: str, folder: Path, weights: str | None, questions: int, pairs: int) -> list[str]:
-    """Write an export that is a folder. Returns its parity figures, one sentence each, and how to use it."""
+    """Write an export as a folder. Returns sentences with its parity figures, and a command that uses it."""
     from potstill.export.source import open_exported_run
 
     allowed = WEIGHTS.get(form, ())
@@ -65,7 +65,7 @@ def export_folder(run_dir: Path, form: str, folder: Path, weights: str | None, q
             code="E-cli-export-weights",
             where="--weights",
             found=weights,
-            hint=f"use one of {', '.join(allowed)}" if allowed else "leave --weights out",
+            hint=f"use one of {', '.join(allowed)}" if allowed else "remove --weights",
         )
     run = open_exported_run(run_dir)
     if form == "gguf":

@@ -1,4 +1,4 @@
-"""What `potstill data` prints: the sets that can be fetched, and what was fetched with its licence."""
+"""`potstill data`: lists the sets that can be fetched, and fetches sets, with their licences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_LICENCE = "none stated"
 
 
 def run(names: Sequence[str], to: Path | None, replace: bool) -> None:
-    """Fetch the named sets; without a name list all. Raises UserError for an unknown name, before anything is fetched."""
+    """Fetch the named sets; without a name, list all sets. Raises UserError for an unknown name, before it fetches."""
     sets = public_files.read_public_sets()
     for name in names:
         if name not in sets:
@@ -31,7 +31,7 @@ def run(names: Sequence[str], to: Path | None, replace: bool) -> None:
         _print_list(list(sets.values()), folder)
         return
     if folder is None:
-        hint = "export POTSTILL_DATA=FOLDER, which every later command reads too, or add --to FOLDER"
+        hint = "export POTSTILL_DATA=FOLDER, which later commands also use, or add --to FOLDER"
         raise UserError("no data folder is set", code="E-data-no-folder", where="potstill data", hint=hint)
     for name in dict.fromkeys(names):
         _fetch_set(sets[name], folder, replace)

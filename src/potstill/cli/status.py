@@ -54,7 +54,7 @@ def print_status(run_dir: Path) -> None:
 
 
 def _print_warnings(run_dir: Path) -> None:
-    """What a reader must know before the scores."""
+    """Print warnings that a reader must know before the scores."""
     for warning in cut_thoughts.read_warnings(run_dir):
         Console().print(plain_text(warning, "yellow"), soft_wrap=True)
 

@@ -38,7 +38,7 @@ from potstill.data import bbh, custom_set, splits, word_problems
 from potstill.data.set_files import BuiltinSet, RawQuestion, check_text, read_demonstrations
 from potstill.data.splits import canonical_question
 from potstill.errors import UserError
-from potstill.grading import grade  # with the graders of SETS, which `grading` alone does not know
+from potstill.grading import grade  # this module registers the graders of SETS with `grading`
 from potstill.records import Question, Split, Verdict
 from potstill.storage import file_digest
 from potstill.storage.dataset_files import shorten
@@ -299,7 +299,7 @@ def find_contradictions(questions: Sequence[Question]) -> list[tuple[Question, Q
 
 
 def _have_same_gold(first: Question, other: Question) -> bool:
-    """Whether two gold answers of one set are equal: in canonical form, or to the grading function of their task."""
+    """Whether two gold answers of a set are equal, in canonical form or according to the grading function of the task."""
     types = [grading.infer_answer_type(question.gold, question.task) for question in (first, other)]
     golds = [grading.canonicalize_gold(q.gold, kind) for q, kind in zip((first, other), types, strict=True)]
     if golds[0] == golds[1] or grading.FUNCTION_TYPE not in types:
@@ -324,7 +324,7 @@ def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Q
 
 
 def digest_set(name: str, data_dir: Path) -> str | None:
-    """SHA-256 of the names and contents of the files in a built-in set's folder; None if there is no such folder."""
+    """SHA-256 of the names and contents of the files in a built-in set's folder; None if the folder does not exist."""
     folder, digest = data_dir / name.partition("/")[0], hashlib.sha256()
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     for path in files:

@@ -30,7 +30,7 @@ class AssembledQuestions:
     leaks      number of questions dropped because a later split also has them
     templates  set -> split -> ids of questions that differ from a training question only in numbers and names
     dropped    number of training questions dropped because they differ from an evaluation question only in these
-    limited    `set.split` -> number of questions without `questions.limit`, where it left some out
+    limited    `set.split` -> number of questions without `questions.limit`, for splits from which it left out questions
     """
 
     questions: dict[str, dict[str, list[Question]]]

@@ -1,10 +1,11 @@
-"""Download a file and verify it: that of a custom set, once, into potstill's cache; a public file, in pieces, to its place.
+"""Verified downloads: files of custom sets into potstill's cache, and public files into the data folder.
 
     >>> cache_path("https://example.org/sets/mine.jsonl?raw=1", "0" * 64)
     'url/0000000000000000000000000000000000000000000000000000000000000000/mine.jsonl'
 
-The copy of a custom set is hashed at every use, and downloaded again if it has changed. Nothing is at its place before it is
-verified. Files of the Hugging Face hub come through `potstill.hub`.
+The copy of a custom set is hashed at every use, and downloaded again if it has changed. A file appears at its path only
+after it is verified. An interrupted download of a public file is continued. Files of the Hugging Face hub are downloaded by
+`potstill.hub`.
 """
 
 from __future__ import annotations
@@ -88,12 +89,13 @@ def _failed(key: str, found: str, hint: str = OTHER_WAY) -> UserError:
 
 
 def download_file(key: str, url: str, path: Path, *, size: int, sha256: str) -> None:
-    """Download a file to `path`. What an interrupted download left beside it is continued (HTTP ranges).
+    """Download a file to `path`. An interrupted download is continued (HTTP ranges).
 
     key     for messages
-    size    in bytes, and sha256, 64 hexadecimal digits, that the file must have
+    size    required size in bytes
+    sha256  required digest, 64 hexadecimal digits
 
-    Raises UserError if the file cannot be downloaded, or is another one; then nothing is at `path`.
+    Raises UserError if the file cannot be downloaded, or has another size or digest. Then `path` does not exist.
     """
     reason = ""
     for wait in (*RETRY_WAITS, 0.0):
@@ -109,7 +111,7 @@ def download_file(key: str, url: str, path: Path, *, size: int, sha256: str) -> 
 
 
 def _receive_rest(key: str, url: str, file: BinaryIO, size: int) -> bool:
-    """Append to a file what it lacks of `size` bytes. Returns whether earlier bytes were kept."""
+    """Append the missing bytes, up to `size` in total, to a file. Returns whether earlier bytes were kept."""
     start = file.seek(0, os.SEEK_END)
     if start > size:
         start = _empty(file)
@@ -120,12 +122,12 @@ def _receive_rest(key: str, url: str, file: BinaryIO, size: int) -> bool:
         status, unit = response.status_code, response.headers.get("content-range", "")
         if start and (status == 416 or (status == 206 and not unit.startswith(f"bytes {start}-"))):
             _empty(file)
-            raise _TransientError(f"HTTP {status} with another range than was asked for")
+            raise _TransientError(f"HTTP {status} with another range than requested")
         if not start or status != 206:
             _check_status(key, url, status)
             start = _empty(file)  # a server without ranges sends the whole file
         if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
-            raise _failed(key, f"content encoding {encoding}, which was not asked for, from {url}")
+            raise _failed(key, f"content encoding {encoding}, which was not requested, from {url}")
         for chunk in response.iter_raw():
             file.write(chunk)
             if file.tell() > size:
@@ -146,7 +148,7 @@ def _check_content(key: str, url: str, file: BinaryIO, sha256: str, continued: b
     if (digest := sha.hexdigest()) == sha256:
         return
     _empty(file)
-    if continued:  # what an earlier try left may have been damaged, or of another file
+    if continued:  # the bytes of an earlier try may be damaged, or belong to another file
         raise _TransientError(f"a continued file with another SHA-256, {digest},")
     raise _wrong_file(key, f"SHA-256 {digest} from {url}")
 
@@ -157,9 +159,9 @@ def _empty(file: BinaryIO) -> int:
 
 
 def _wrong_file(key: str, found: str) -> UserError:
-    hint = "a proxy or a filter may have changed it: get the file with another tool"
+    hint = "a proxy or a filter may have changed the file: get it with another tool"
     return UserError(
-        "the downloaded file is another one", code="E-data-download-digest", where=key, found=found, hint=hint
+        "the downloaded file is not the expected file", code="E-data-download-digest", where=key, found=found, hint=hint
     )
 
 
@@ -176,12 +178,12 @@ def _receive(key: str, url: str) -> bytes:
 
 @contextlib.contextmanager
 def _open_response(key: str, url: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
-    """The response, after redirects, with an unread body. Raises _TransientError and UserError, also inside the block."""
+    """The response after redirects, with an unread body. Raises _TransientError or UserError, also inside the block."""
     headers = {"User-Agent": "potstill", "Accept-Encoding": "identity", **headers}
     try:
         with httpx2.Client(follow_redirects=False, timeout=TIMEOUT, headers=headers) as client:
             request = client.build_request("GET", url)
-            for _ in range(MAX_REDIRECTS + 1):  # followed here because the library reads the whole body of each
+            for _ in range(MAX_REDIRECTS + 1):  # the library would read the whole body of each redirect
                 response = client.send(request, stream=True)
                 try:
                     if response.next_request is None:

@@ -1,4 +1,4 @@
-"""The files of the built-in sets, of the paper's prompts and of T5's tokenizer, from their public places.
+"""Downloads of the built-in sets, of the paper's prompts and of T5's tokenizer from public repositories.
 
     >>> gsm8k = read_public_sets()["gsm8k"]
     >>> gsm8k.licence, gsm8k.files[0].path, gsm8k.files[0].size
@@ -6,7 +6,7 @@
     >>> gsm8k.files[0].url.removeprefix(GITHUB).split("/")[:3]
     ['openai', 'grade-school-math', '3101c7d5072418e28b9008a6636bde82a006892c']
 
-The table is `public_files.toml`: every file has a pinned commit and a SHA-256 digest, and no other content is accepted.
+The table `public_files.toml` has a pinned commit and a SHA-256 digest for every file. No other content is accepted.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ State = Literal["here", "missing", "other content"]
 
 @dataclass(frozen=True, slots=True)
 class PublicFile:
-    """path        in the data folder
-    size        in bytes
-    sha256      64 hexadecimal digits
-    repository  `owner/name`; empty if no public place of the file is known
-    commit      of the repository, 40 hexadecimal digits
+    """path        path in the data folder
+    size        size in bytes
+    sha256      digest, 64 hexadecimal digits
+    repository  `owner/name`; empty if no public source of the file is known
+    commit      commit of the repository, 40 hexadecimal digits
     source      path in the repository
-    on_hub      whether the repository is a model on the Hugging Face hub; else it is one of GitHub
-    optional    what the file is for, if the set can be read without it
+    on_hub      whether the repository is a model on the Hugging Face hub; otherwise it is on GitHub
+    optional    purpose of the file, if the set can be read without it; empty for a required file
     """
 
     path: str
@@ -50,7 +50,7 @@ class PublicFile:
 
     @property
     def url(self) -> str:
-        """The address of the content; empty if no public place is known."""
+        """The address of the file; empty if no public source is known."""
         if not self.repository:
             return ""
         if self.on_hub:
@@ -60,7 +60,7 @@ class PublicFile:
 
 @dataclass(frozen=True, slots=True)
 class PublicSet:
-    """licence  as the authors state it, in the identifiers of the Hugging Face hub; None: they state none"""
+    """licence  the authors' licence, as an identifier of the Hugging Face hub; None: the authors state no licence"""
 
     name: str
     title: str
@@ -77,7 +77,7 @@ class PublicSet:
 
     @property
     def sources(self) -> list[str]:
-        """The repositories with their commits, in short."""
+        """The repositories with their shortened commits."""
         return list(
             dict.fromkeys(
                 f"{'huggingface.co' if file.on_hub else 'github.com'}/{file.repository}@{file.commit[:7]}"
@@ -88,7 +88,7 @@ class PublicSet:
 
 
 def read_public_sets(table: Path = TABLE) -> dict[str, PublicSet]:
-    """The sets of the table, by name."""
+    """Name -> set, for all sets in the table."""
     entries = tomllib.loads(table.read_text("utf-8"))
     return {
         name: PublicSet(name, entry["title"], entry.get("licence"), tuple(_read_files(entry["sources"])))
@@ -110,7 +110,7 @@ def _read_files(sources: list[dict[str, Any]]) -> Iterator[PublicFile]:
 
 
 def find_state(file: PublicFile, folder: Path) -> State:
-    """Whether the data folder has the file. Its content is read."""
+    """Whether the data folder has the file with the expected content. Reads the whole file."""
     path = folder / file.path
     if not path.is_file():
         return "missing"
@@ -119,22 +119,22 @@ def find_state(file: PublicFile, folder: Path) -> State:
 
 
 def fetch_files(name: str, files: Sequence[PublicFile], folder: Path, *, replace: bool = False) -> list[PublicFile]:
-    """Fetch what the data folder lacks of the files; returns what was fetched. An interrupted download is continued.
+    """Fetch the files that the data folder lacks. Returns the fetched files. Interrupted downloads are continued.
 
-    name     of the set, for messages
-    replace  whether a file with another content is replaced; otherwise it is refused
+    name     name of the set, for messages
+    replace  whether to replace files with other content; otherwise they raise UserError
 
-    Raises UserError if a file cannot be fetched. It lists every file that is still missing, with its address and digest.
+    Raises UserError if a file cannot be fetched. The error lists all missing files, with their addresses and digests.
     """
     states = {file: find_state(file, folder) for file in files}
     others = [file for file in files if states[file] == "other content"]
     if others and not replace:
         raise UserError(
-            "a file of the data folder has another content than the public one",
+            "a file in the data folder differs from the public file",
             code="E-data-other-content",
             where=f"potstill data {name}",
             found=_list_files(others, folder),
-            hint="move it away, or add --replace to download the public one over it",
+            hint="move the file away, or add --replace to replace it with the public file",
         )
     wanted = [file for file in files if states[file] != "here" and not (file.optional and not file.repository)]
     fetched: list[PublicFile] = []
@@ -154,7 +154,7 @@ def fetch_files(name: str, files: Sequence[PublicFile], folder: Path, *, replace
 
 def _check_source(file: PublicFile) -> None:
     if not file.repository:
-        raise UserError("no public place of this file is known", code="E-data-no-source", found=file.path)
+        raise UserError("no public source of this file is known", code="E-data-no-source", found=file.path)
     if hub.is_offline() and not file.on_hub:
         raise UserError("HF_HUB_OFFLINE=1 forbids downloads", code="E-data-offline", found=file.path)
 
@@ -165,13 +165,13 @@ def _fetch(file: PublicFile, path: Path) -> None:
         return
     cached = hub.download_model_file(file.repository, file.source, file.commit, key=file.path)
     if storage.file_digest(cached) != file.sha256:
-        raise UserError("the downloaded file is another one", code="E-data-download-digest", found=cached)
+        raise UserError("the downloaded file is not the expected file", code="E-data-download-digest", found=cached)
     storage.write_file(path, cached.read_bytes())
 
 
 def _missing_error(name: str, error: UserError, missing: Sequence[PublicFile], folder: Path) -> UserError:
     count = "a file is" if len(missing) == 1 else f"{len(missing)} files are"
-    hint = "run the same command again, which continues; or get the files with another tool and place them there:"
+    hint = "run the same command again to continue; or get the files with another tool and place them at these paths:"
     return UserError(
         f"{count} missing: {error.what}",
         code=error.code,
@@ -182,9 +182,9 @@ def _missing_error(name: str, error: UserError, missing: Sequence[PublicFile], f
 
 
 def _list_files(files: Sequence[PublicFile], folder: Path) -> str:
-    """Each file on three lines: where it belongs, its digest, and its address."""
+    """Three lines per file: its path, its digest, and its address."""
     return "\n".join(
         f"    {folder / file.path}\n      sha256 {file.sha256}, {file.size} bytes\n"
-        f"      from {file.url or 'no public place that is known'}"
+        f"      from {file.url or 'no known public source'}"
         for file in files
     )

@@ -39,8 +39,8 @@ def predict_answers(
     """Graded answers, one list per batch, longest prompts first.
 
     samples    number of answers per question
-    budget     maximum number of tokens in a batch, prompts and answers
-    done       stored keys (question, index): a batch without any new key is skipped, any other is generated whole
+    budget     maximum number of tokens in a batch: prompts and answers
+    done       stored keys (question, index). A batch without a new key is skipped; otherwise the whole batch is generated
     on_tokens  see `Engine.generate`
 
     Raises UserError for a prompt that does not fit the model, and for a gold answer that cannot be graded.
@@ -76,7 +76,7 @@ def score_predictions(
 ) -> list[Score]:
     """One score per set, sorted by name, with Wilson's 95 % interval of the accuracy.
 
-    stop_repeats  whether texts that repeat themselves were stopped, so that they are counted
+    stop_repeats  whether texts that repeat themselves were stopped; if so, they are counted
 
     A set of several tasks (BBH) also gets `macro`, the unweighted mean of its tasks' accuracies, and intervals of both
     means that are clustered by task, limited to [0, 1]. Every question counts once. Samples of a question are not

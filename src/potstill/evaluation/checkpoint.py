@@ -158,8 +158,10 @@ def list_decodings(recipe: Recipe, split: Split) -> list[str]:
 
 
 def list_unused_keys(recipe: Recipe, split: Split) -> tuple[str, ...]:
-    """Recipe keys of `evaluate` on which the results of a split do not depend, and keys that are not set, so that a
-    manifest does not name them."""
+    """Recipe keys of `evaluate` on which the results of a split do not depend.
+
+    Keys with default values are also included, so that manifests do not name them.
+    """
     keys = ["evaluate.cache", "evaluate.interpolate", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE)]
     evaluate, defaults = recipe.evaluate, {"dtype": "float32", "stop_repeats": False, "base_max_tokens": None}
     keys += [f"evaluate.{name}" for name, default in defaults.items() if getattr(evaluate, name) == default]
@@ -259,7 +261,7 @@ def _count_cut_thoughts(
 
 
 class _TokenCounter:
-    """The tokens of an evaluation, shown while a batch is still being written: a batch may take minutes."""
+    """Counts the tokens of an evaluation for the progress bar, also within a batch, which may take minutes."""
 
     def __init__(self, name: str, advance: progress.Advance) -> None:
         self.name, self.advance = name, advance
@@ -271,7 +273,7 @@ class _TokenCounter:
 
     @property
     def note(self) -> str:
-        """What is written, the number of tokens, and tokens per second."""
+        """The text for the progress bar: the name, the number of tokens, and tokens per second."""
         speed = self.tokens / max(time.monotonic() - self.start, 1e-9)
         return f"{self.name}, {self.tokens} tokens, {speed:.0f} tokens/s" if self.tokens else self.name
 
@@ -307,7 +309,7 @@ def _write_text_scores(run_dir: Path, recipe: Recipe, checkpoint_dir: Path, chec
 
 
 def read_text_scores(folder: Path, checkpoint: Checkpoint) -> list[TextScore]:
-    """Bits per byte by name; empty if the recipe has no `evaluate.texts`."""
+    """The scores of `evaluate.texts` in bits per byte; empty without such texts."""
     path = folder / checkpoint.name / texts.TEXTS_FILE
     return storage.read_records(TextScore, path) if path.exists() else []
 
@@ -352,7 +354,7 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
     from potstill.inference import cache
 
     evaluate = recipe.evaluate
-    # vLLM reads the folder itself, if its weights are those that are evaluated.
+    # vLLM reads the folder itself, unless the weights must be rounded.
     weights = evaluate.engine != "vllm" or bool(_rounding(recipe, checkpoint))
     student = open_checkpoint(run_dir, recipe, checkpoint, weights=weights)
     if evaluate.dtype != "float32":
@@ -401,8 +403,8 @@ def open_checkpoint(
     """The student of a checkpoint: the base, a checkpoint of the run, or an interpolation between them.
 
     weights  False: open the student without weights if they are in a folder (see `models.open_student`)
-    rounded  whether the weights are rounded to the dtype in which the student is shipped, that of the base; training
-             continues with the weights as they are
+    rounded  whether to round the weights to the dtype of the shipped student, which is that of the base; training needs
+             the weights without rounding
 
     Raises UserError if the run has no such checkpoint.
     """
@@ -425,13 +427,15 @@ def open_checkpoint(
 
 
 def _rounding(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
-    """As `rounding_identity`, for one checkpoint. The base needs no rounding; the result of on-policy distillation is a
-    folder in float32, and is measured as it is."""
+    """`rounding_identity` for a checkpoint; empty for checkpoints that are not rounded.
+
+    The base needs no rounding. The result of on-policy distillation is a float32 folder, which is measured unrounded.
+    """
     return {} if checkpoint == BASE or checkpoint.on_policy_steps else rounding_identity(recipe)
 
 
 def rounding_identity(recipe: Recipe) -> dict[str, str]:
-    """The dtype to which trained weights are rounded before they answer, for identities; empty for float32."""
+    """The dtype to which trained weights are rounded before evaluation, for identities; empty for float32."""
     from potstill import models
 
     dtype = models.base_dtype(recipe)
@@ -439,7 +443,7 @@ def rounding_identity(recipe: Recipe) -> dict[str, str]:
 
 
 def read_measured_dtype(run_dir: Path, checkpoint: Checkpoint) -> StoredDType:
-    """The dtype to which the weights of a checkpoint were rounded when the test measured it."""
+    """The dtype to which the weights of a checkpoint were rounded in the stage `test`."""
     measured = manifest.read_finished(run_dir / "test" / checkpoint.name)
     assert measured is not None, "the test is finished before its student is shipped"
     dtype: Any = measured.identity.inputs.get(ROUNDING_KEY, "float32")

@@ -107,8 +107,8 @@ def ratio_bootstrap(
 ) -> tuple[float, float, float]:
     """sum(a - b) / sum(sizes) over the same items, with its percentile bootstrap interval: (difference, low, high).
 
-    Items are drawn with their sizes, so the interval says how far other items could move the ratio. One item has no
-    interval: both bounds are NaN.
+    Items are resampled together with their sizes, so the interval shows how far other items could move the ratio. With a
+    single item, both bounds are NaN.
     """
     assert len(a) == len(b) == len(sizes) > 0, "one size and two values for each item"
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)

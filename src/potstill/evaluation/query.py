@@ -1,4 +1,4 @@
-"""Ask a trained student: with the prompt, the limits and the decoding of its evaluation.
+"""Querying a trained student with the prompt, the limits and the decoding of its evaluation.
 
 settings = read_settings(Path("runs/demo/student"))
 student = open_student(Path("runs/demo/student"), settings)
@@ -32,7 +32,7 @@ from potstill.storage import manifest
 if TYPE_CHECKING:
     from potstill.models import Student
 
-# Answer types of which an answer is read without the right one; of the others it is the words after "the answer is".
+# Answer types whose answers can be extracted without a gold answer. For others, the words after "the answer is" are used.
 READ_TYPES: Final = ("number", "choice", "boolean", "time", "ratio", "brackets")
 STAND_INS: Final = {"number": "0", "choice": "A"}  # answers that only name the type of a task without an example
 _ANSWER: Final = re.compile(r"(?:\b(?:so|thus|hence|therefore),? )?\bthe answer is\b[\s:]*", re.IGNORECASE)
@@ -42,7 +42,7 @@ _ANSWER: Final = re.compile(r"(?:\b(?:so|thus|hence|therefore),? )?\bthe answer 
 
 
 def open_student(folder: Path, settings: QuerySettings) -> Student:
-    """The student in a folder, on this machine's GPU or its CPU. Raises UserError as `models.open_student` does."""
+    """The student in a folder, on the GPU if there is one. Raises UserError as `models.open_student` does."""
     from potstill import models
 
     dtype: Any = settings.dtype
@@ -51,8 +51,10 @@ def open_student(folder: Path, settings: QuerySettings) -> Student:
 
 
 def open_run_student(run_dir: Path, recipe: Recipe) -> tuple[Student, QuerySettings]:
-    """The student of a run and its settings: from the folder `student` if the run has it, else the selected checkpoint;
-    the base, if the run only evaluates. Raises UserError if nothing was selected yet."""
+    """The student of a run and its settings. Raises UserError if the run has not yet selected a checkpoint.
+
+    It comes from the folder `student`, or else from the selected checkpoint; for a run that only evaluates, it is the base.
+    """
     from potstill import models
 
     folder = run_dir / "student"
@@ -80,8 +82,11 @@ def open_run_student(run_dir: Path, recipe: Recipe) -> tuple[Student, QuerySetti
 
 @dataclass(frozen=True, slots=True)
 class AskedQuestion:
-    """id: decides the random numbers of sampled answers, as in an evaluation; the text itself if not given.
-    task: None for the default of the settings"""
+    """A question for a student.
+
+    task  None: the default of the settings
+    id    determines the random numbers of sampled answers, as in an evaluation; None: the text
+    """
 
     text: str
     task: str | None = None
@@ -94,11 +99,11 @@ class AskedQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """text       as the student wrote it; of several samples the chosen one
+    """text       the text that the student wrote; of several samples, the chosen one
     rationale  the text before "the answer is"
-    answer     in canonical form; None if the text has none
+    answer     the answer in canonical form; None if the text has no answer
     stop       end, length (the token limit) or cut (after the answer)
-    votes      answer -> number of samples; empty for one sample
+    votes      answer -> number of samples; empty for a single sample
     """
 
     text: str
@@ -116,12 +121,12 @@ def answer_questions(
     format: str | None = None,
     decoding_name: str | None = None,
 ) -> list[Answer]:
-    """One answer for each question, in their order.
+    """One answer per question, in order.
 
-    format, decoding_name   those of the settings if not given
+    format, decoding_name   None: the defaults of the settings
 
-    Raises UserError for a format or task that the student does not know, for two questions with one id, and for a
-    question that is empty, too long, or contains a special token of a chat template.
+    Raises UserError for a format or task without a prompt, for two questions with the same id, and for a question that is
+    empty, too long, or contains a special token of a chat template.
     """
     spec = decoding.parse_decoding(name := decoding_name or settings.decoding).spec
     decode = Decode(
@@ -136,7 +141,7 @@ def answer_questions(
     for question in questions:
         known = by_key.setdefault(question.key, question)
         if known != question:
-            what, hint = "two questions have the same id", "give each question an id of its own, or none"
+            what, hint = "two questions have the same id", "give every question a different id, or no id"
             raise UserError(what, code="E-ask-repeated-id", where=question.key, hint=hint)
     predictions = _generate(student, settings, by_key, format or settings.format, decode, spec.samples)
     votes: dict[str, Counter[str]] = {key: Counter() for key in by_key}
@@ -158,7 +163,7 @@ def _generate(
     decode: Decode,
     samples: int,
 ) -> list[Prediction]:
-    """Every sample of every question. Their grades are not known: no right answer is."""
+    """All samples of all questions, without real grades, because the right answers are not known."""
     engine = inference.open_engine(student)
     requests, tasks = list[Request](), dict[str, str]()
     for key, question in questions.items():
@@ -180,7 +185,7 @@ def _generate(
 
 
 def split_answer(text: str) -> tuple[str, str | None]:
-    """The rationale, and the words of the last answer sentence; None if there is none."""
+    """The rationale of a text, and the words of its last answer sentence (None without one)."""
     found = list(_ANSWER.finditer(text))
     if not found:
         return text.strip(), None
@@ -188,7 +193,7 @@ def split_answer(text: str) -> tuple[str, str | None]:
 
 
 def read_answer(text: str, task: str, example: str | None, stop: StopReason) -> str | None:
-    """The answer in a text, in canonical form where its type is one of `READ_TYPES`; None if there is none.
+    """The answer in a text, in canonical form if its type is one of `READ_TYPES`; None without an answer.
 
     example  a right answer to another question of the task; without one, or for another type, the answer is the words
              after "the answer is"
@@ -202,7 +207,7 @@ def read_answer(text: str, task: str, example: str | None, stop: StopReason) -> 
 
 
 def with_decoding(settings: QuerySettings, *, calculator: bool | None, vote: int | None) -> str:
-    """The name of a decoding: the default one, with or without a calculator, and with so many votes (0: greedy)."""
+    """The name of the default decoding with changes. calculator: with or without; vote: number of samples (0: greedy)."""
     default = decoding.parse_decoding(settings.decoding)
     wanted = replace(default, calculator=default.calculator if calculator is None else calculator)
     if vote is not None:

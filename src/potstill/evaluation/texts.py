@@ -1,12 +1,12 @@
-"""Bits per byte of given texts, before and after training: how much of its general language a student has lost.
+"""Bits per byte of given texts before and after training, which show how much general language ability is lost.
 
     evaluate:
       texts:
         prose: docs/*.md                                       # .txt and .md: one text per paragraph
         gsm8k: {file: gsm8k/test.jsonl, field: question, limit: 200}
 
-The base and the chosen checkpoint read the same texts in the stage `test`. Fewer bits per byte are better. Only the
-tokens of the text itself are predicted, so no prompt format is involved.
+In the stage `test`, the base and the chosen checkpoint read the same texts. Fewer bits per byte are better. Only the tokens
+of the text are predicted, without a prompt format.
 
     >>> split_paragraphs("One\\ntwo.\\n\\n\\n  Three.\\n")
     ['One\\ntwo.', 'Three.']
@@ -33,7 +33,7 @@ PARAGRAPH_SUFFIXES: Final = (".txt", ".md")
 
 
 def text_digests(recipe: Recipe) -> dict[str, str]:
-    """Digests of the files of `evaluate.texts`. Raises UserError if a file is missing."""
+    """Name -> digest, for the files of `evaluate.texts`. Raises UserError if a file is missing."""
     files = {name: _text_paths(recipe, name, section) for name, section in (recipe.evaluate.texts or {}).items()}
     return {
         f"evaluate.texts {name} file {number}": storage.file_digest(path)
@@ -43,7 +43,7 @@ def text_digests(recipe: Recipe) -> dict[str, str]:
 
 
 def read_texts(recipe: Recipe) -> dict[str, list[str]]:
-    """The texts of each name in `evaluate.texts`. Raises UserError if a file is missing, or has no text."""
+    """Name -> texts, for `evaluate.texts`. Raises UserError if a file is missing or has no text."""
     return {name: _read_texts(recipe, name, section) for name, section in (recipe.evaluate.texts or {}).items()}
 
 
@@ -80,7 +80,7 @@ def _read_texts(recipe: Recipe, name: str, section: TextsSection) -> list[str]:
 
 
 def split_paragraphs(text: str) -> list[str]:
-    """The parts of a text between empty lines, without white space around them."""
+    """The parts of a text between empty lines, without surrounding white space."""
     return [part.strip() for part in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n")) if part.strip()]
 
 
@@ -94,7 +94,7 @@ def encoder_decoder_error() -> UserError:
 
 
 def measure(student: Student, texts: Mapping[str, list[str]], checkpoint: Checkpoint) -> list[TextScore]:
-    """One score per name, with the bits and bytes of each text in order. Raises UserError for an encoder-decoder."""
+    """One score per name, with the bits and bytes of each text, in order. Raises UserError for an encoder-decoder."""
     from potstill.inference import likelihood
 
     if student.family == "t5":

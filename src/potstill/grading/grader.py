@@ -42,8 +42,8 @@ from potstill.records import Verdict
 
 FUNCTION_TYPE: Final = "function"  # the answer type of a task that names a grading function
 
-# Task of a built-in set -> its answer type; None: the form of each gold answer decides. The loaders in `potstill.data` give
-# these tasks to their questions. A set that is not in this table names the type itself: `<set>/<answer type>`.
+# Task of a built-in set -> its answer type; None: the form of each gold answer determines the type. The loaders in
+# `potstill.data` give these tasks to their questions. For other sets, the task names the type: `<set>/<answer type>`.
 TASK_ANSWER_TYPES: Final[dict[str, str | None]] = {
     "gsm8k": "number", "multiarith": "number", "asdiv": None, "svamp": "number",
     "bbh/boolean_expressions": "boolean", "bbh/causal_judgement": "boolean", "bbh/formal_fallacies": "boolean",
@@ -63,15 +63,19 @@ _builtin_sets: Mapping[str, Any] = {}  # see `use_sets`
 
 
 def use_sets(sets: Mapping[str, Any]) -> None:
-    """Makes the built-in sets known that a function grades: name of a set -> value with `grader`, the task of its questions
-    or None. `potstill.data` calls it with its table; then the name of such a set is a task, as `gsm8k` is."""
+    """Register the built-in sets, so that the name of a set that a function grades is a task. `potstill.data` calls this.
+
+    sets  name of a set -> an object whose `grader` is the task of its questions, or None
+    """
     global _builtin_sets
     _builtin_sets = sets
 
 
 def is_task_of_set(task: str) -> bool:
-    """Whether a task is that of a built-in set which a function grades: its name, or the task of its questions. Such a
-    function is part of potstill, so a data file may name it."""
+    """Whether a task is the name of a built-in set that a function grades, or the task of such a set's questions.
+
+    The function is part of potstill, so a data file may name it.
+    """
     return any(task in (name, builtin.grader) for name, builtin in _builtin_sets.items() if builtin.grader)
 
 

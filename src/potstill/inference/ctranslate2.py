@@ -1,7 +1,7 @@
 """CTranslate2: a compiled engine for T5 and Llama students, in float32 or int8 (extra `fast`).
 
-    engine = open_engine(student, "ctranslate2-int8")      # converts, compares its scores with the student's, loads it
-    export_student(student, folder, "int8")                # writes the conversion, for other programs
+    engine = open_engine(student, "ctranslate2-int8")      # convert the student, compare the scores, load the conversion
+    export_student(student, folder, "int8")                # write the conversion for other programs
 
 CTranslate2 changes results silently in several ways. What this module does about each:
 - Its converter reads `tie_word_embeddings` with the meaning of transformers 4 and divides a FlanT5's logits by
@@ -56,9 +56,9 @@ SUPPORTED_CONFIGS: Final = ("T5Config", "LlamaConfig")
 
 
 class CTranslate2Engine:
-    """An `Engine` around a student, without `top_logprobs` and without a calculator.
+    """An `Engine` for a student. Does not support `top_logprobs`, the calculator and `stop_repeats`.
 
-    exported  the folder of `export_student`, which is then loaded instead of a conversion
+    exported  folder from `export_student` that is loaded instead of a new conversion
     """
 
     def __init__(self, student: Student, *, int8: bool = False, exported: Path | None = None) -> None:
@@ -92,7 +92,7 @@ class CTranslate2Engine:
     def generate(
         self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
     ) -> list[Generation]:
-        """One batch; see `Engine`. Raises UserError for `top_logprobs`, a calculator and `stop_repeats`."""
+        """A batch of texts; see `Engine`. Raises UserError for `top_logprobs`, the calculator and `stop_repeats`."""
         for is_set, option in (
             (decode.top_logprobs, "log-probabilities of candidates"),
             (decode.calculator, "a calculator"),
@@ -223,10 +223,10 @@ def _import_ctranslate2() -> Any:
 def export_student(student: Student, folder: Path, names: Sequence[str], weights: Literal["float32", "int8"]) -> None:
     """Write the student in CTranslate2's format into an existing folder.
 
-    names    of the tokens, one for each row of the head; see `read_token_names`
-    weights  their type in the file
+    names    names of the tokens, one per row of the head; see `read_token_names`
+    weights  type of the weights in the file
 
-    Raises UserError without CTranslate2, and for a model that it is not tested with.
+    Raises UserError if CTranslate2 is not installed, and for a kind of model for which it was not tested.
     """
     library = _import_ctranslate2()
     for name, content in _convert_student(library, student, names, weights).items():
@@ -234,8 +234,8 @@ def export_student(student: Student, folder: Path, names: Sequence[str], weights
 
 
 def read_token_names(student: Student, folder: Path) -> list[str]:
-    """The tokenizer's own strings of its tokens, as `convert_ids_to_tokens` gives them, and names of rows without a
-    token. folder: with the tokenizer's files"""
+    """The names of the head's rows: the tokenizer's strings, as `convert_ids_to_tokens` returns them; for rows without a
+    token, other names. folder: folder of the tokenizer's files."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     names: list[str] = []
     for row in range(student.head.weight.shape[0]):
@@ -246,14 +246,14 @@ def read_token_names(student: Student, folder: Path) -> list[str]:
 
 
 def _number_names(student: Student) -> list[str]:
-    """The number of each token as its name, also in padding rows."""
+    """Token numbers as the names of the head's rows, including padding rows."""
     return [str(token) for token in range(student.head.weight.shape[0])]
 
 
 def _convert_student(
     library: Any, student: Student, names: Sequence[str], weights: Literal["float32", "int8"] = "float32"
 ) -> dict[str, bytes]:
-    """The files of a student in CTranslate2's format. names: of its tokens, also in padding rows"""
+    """File name -> content, for a student in CTranslate2's format. names: names of the head's rows, including padding."""
     from ctranslate2.converters import transformers as converters  # pyright: ignore[reportMissingImports]
 
     name = type(student.model.config).__name__

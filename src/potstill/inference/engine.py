@@ -132,9 +132,9 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
     ) -> list[Generation]:
-        """One batch of texts, in the order of the requests.
+        """A batch of texts, in the order of the requests.
 
-        on_tokens  called with the number of tokens that were written since the last call, as often as the engine can
+        on_tokens  function that is called with the number of tokens since the last call, as often as the engine can
 
         Raises UserError if a prompt together with `max_tokens` exceeds the positions of the model (nothing is ever
         truncated silently), or if the engine does not support an option of `decode`.

@@ -1,4 +1,4 @@
-"""Decoding steps for plain Llama and T5 models, written out: faster where attention reads a large cache.
+"""Decoding steps for plain Llama and T5 models, written out, which are faster if attention reads a large cache.
 
     >>> compact_rows([0, 2, 3])      # of four rows, row 1 ended: the last row takes its slot, the others stay
     ([0, 3, 2], [1], [3])
@@ -15,8 +15,8 @@ Measured on one core (docs/log.md): 600 sampled chains of the toy teacher take 4
 answers of the toy student take 1.6 s instead of 2.2 s. Sums have another order than in the library, so results differ by
 float32 rounding.
 
-With bfloat16 weights, matrix products and the states between layers are bfloat16. Norms, attention (from keys and values
-in bfloat16) and the logits that decide a token are float32.
+With bfloat16 weights, matrix products and the states between layers are bfloat16. Norms, attention (on bfloat16 keys and
+values) and the logits that determine a token are float32.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class _TextCache:
             pair[:] = [copy_to_capacity(buffer, buffer.shape[2] + CACHE_BLOCK) for buffer in pair]
 
     def add(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """key, value [n, h, d] -> all keys and values so far, each [n * h, length, d] in float32."""
+        """Append key and value [n, h, d]. Returns all keys and all values so far, both [n * h, length, d] float32."""
         buffers = [buffer[: self.rows, :, : self.length] for buffer in self.pairs[layer]]
         buffers[0][:, :, -1], buffers[1][:, :, -1] = key, value
         return buffers[0].flatten(0, 1).float(), buffers[1].flatten(0, 1).float()

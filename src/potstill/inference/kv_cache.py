@@ -32,10 +32,10 @@ from potstill.models import Head, Student
 from potstill.models.batch import pad_rows
 
 CACHE_ARGUMENTS: Final = ("cache", "past_key_values")  # newest first
-# Their attention has no window. If config.json names one, transformers still makes a cache that forgets what is outside.
+# Model types without windows in attention. If config.json names a window, transformers would still drop older positions.
 WINDOWLESS_TYPES: Final = ("llama", "gemma")
 CACHE_BLOCK: Final = 64  # number of positions by which the cache of a row grows
-EXACT_LOGITS: Final = 16  # of each row of a bfloat16 model
+EXACT_LOGITS: Final = 16  # number of logits per row of a bfloat16 model that are computed again in float32
 
 
 def find_cache_argument(forward: Callable[..., Any]) -> str:
@@ -81,11 +81,11 @@ def _unsupported_cache(found: str) -> UserError:
 
 
 def next_token_logits(head: Head, hidden: Tensor) -> Tensor:
-    """hidden [n, d] -> raw logits [n, v] in float32.
+    """Hidden states [n, d] -> raw logits [n, v] float32.
 
-    A bfloat16 matrix product rounds each logit to 8 bits, so near 20 they are multiples of 0.125 and the largest are
-    often equal. The likeliest EXACT_LOGITS of each row are therefore computed again in float32, and all logits of a row
-    where these may not include the largest.
+    A bfloat16 matrix product rounds logits to 8 bits. Near 20, they are multiples of 0.125, and the largest logits are
+    often equal. Therefore, the EXACT_LOGITS largest logits of each row are computed again in float32. If they may not
+    include the largest logit, all logits of the row are.
 
     >>> weight = torch.tensor([[1.0, 0.0], [1.0, 1 / 256], [0.5, 0.5]], dtype=torch.bfloat16)
     >>> hidden = torch.tensor([[16.0, 1.0]], dtype=torch.bfloat16)
@@ -98,7 +98,7 @@ def next_token_logits(head: Head, hidden: Tensor) -> Tensor:
     bias = 0.0 if head.bias is None else head.bias.float()
     logits = products * head.scale + bias
     values, top = logits.topk(min(EXACT_LOGITS, logits.shape[-1]), dim=-1)
-    # A product is off by at most half of its last place, so the largest logit may be one place below the largest of these.
+    # A product is wrong by at most half a unit in its last place, so the largest logit may seem to be one unit smaller.
     place = products.gather(-1, top).abs().amax(-1) * head.scale * 2.0**-7
     products.scatter_(-1, top, torch.bmm(head.weight[top].float(), states[:, :, None])[:, :, 0])
     unsure = (values[:, -1] >= values[:, 0] - place).nonzero()[:, 0]
@@ -108,7 +108,7 @@ def next_token_logits(head: Head, hidden: Tensor) -> Tensor:
 
 
 class DecodeState(ABC):
-    """The state of a batch of rows. `logits` [rows, v]: raw logits of the next token, in float32.
+    """The state of a batch of rows. `logits` [rows, v] float32: raw logits of the next token.
 
     keep_share  removing ended rows copies the cache, so it pays once at most this share of the rows is unfinished
     """
@@ -247,7 +247,7 @@ def copy_to_capacity(used: Tensor, capacity: int) -> Tensor:
 
 
 def cache_config(config: Any) -> Any:
-    """The configuration by which transformers makes the cache of a model."""
+    """The configuration from which transformers builds the cache of a model."""
     if config.model_type in WINDOWLESS_TYPES and getattr(config, "sliding_window", None) is not None:
         config = copy.copy(config)
         config.sliding_window = None

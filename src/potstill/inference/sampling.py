@@ -1,4 +1,4 @@
-"""What decides the next token of each row: sampling from the logits, the end of its text, and the calculator.
+"""Selection of the next token of each row: sampling from the logits, the end of the text, and the calculator.
 
     >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]))
     >>> sample_inverse_cdf(logits, 1.0, [0.49, 0.51]).tolist()      # cumulative sums 0.5, 0.75, 1
@@ -29,10 +29,10 @@ T = TypeVar("T")
 NO_FORCED_TOKENS: Final[Mapping[int, int]] = MappingProxyType({})
 NUMBER_CONTINUATION: Final = re.compile(rb"[.,]?\d")  # beginning of a token that would lengthen a number
 MARK_PREFIX: Final = b" $"  # bytes that may precede a calculator mark: `= $<<6*4=24>>24`
-REPEATS_VERSION: Final = 1  # of the rule of `RepeatDetector`
-MAX_PERIOD: Final = 64  # tokens of a block that may be repeated
-REPEATS: Final = 4  # of a block
-MIN_REPEATED: Final = 32  # tokens of all repeats together
+REPEATS_VERSION: Final = 1  # version of the rule of `RepeatDetector`
+MAX_PERIOD: Final = 64  # maximum number of tokens in a repeated block
+REPEATS: Final = 4  # minimum number of repeats of a block
+MIN_REPEATED: Final = 32  # minimum number of tokens in all repeats of a block together
 CONTEXT_CHARS: Final = 80  # number of characters of the text that are tokenized together with a result
 
 StepLogprobs = tuple[list[int], list[float]]  # ids and log-probabilities of the top k tokens, then of the sampled token
@@ -146,11 +146,12 @@ class AnswerDetector:
 
 
 class RepeatDetector:
-    """Detects when a row repeats itself: its last tokens are one block of at most MAX_PERIOD tokens, REPEATS times or
-    more, and MIN_REPEATED tokens or more in all.
+    """Detects when a row repeats itself: it ends with a block of at most MAX_PERIOD tokens, repeated at least REPEATS
+    times, with at least MIN_REPEATED tokens in total.
 
-    `lengths` [rows]: number of tokens to keep of a row that repeats itself, else None. The text is cut within the last
-    block: after its last line, else after its last sentence, so that no answer is cut in two; else nothing is cut.
+    `lengths` [rows]: number of tokens to keep of a row that repeats itself; None for other rows. The text is cut within
+    the last block, after its last line or else after its last sentence, so that no answer is split. If the block has
+    neither, nothing is cut.
 
         >>> letters = [b" a", b" c", b"b."]
         >>> detector = RepeatDetector(1, lambda token, position: letters[token])
@@ -160,20 +161,21 @@ class RepeatDetector:
     """
 
     def __init__(self, rows: int, token_bytes: Callable[[int, int], bytes]) -> None:
-        """token_bytes: (token, position in the text) -> the bytes that it adds"""
+        """token_bytes: (token, position in the text) -> the bytes that the token adds."""
         self.token_bytes = token_bytes
         self.lengths: list[int | None] = [None] * rows
         self.position = 0
         self._recent = np.full((rows, MAX_PERIOD), -1, np.int64)  # the token of position t is in column t % MAX_PERIOD
-        # For each period p: how many of the last tokens equal the one p places before.
+        # Per period p: number of last tokens that equal the token p positions before.
         self._equal = np.zeros((rows, MAX_PERIOD), np.int32)
         periods = np.arange(1, MAX_PERIOD + 1)
         self._needed = np.maximum(REPEATS * periods, MIN_REPEATED) - periods
 
     def add(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> list[int]:
-        """Read the last token of the texts of these rows. Returns the rows that now repeat themselves.
+        """Read the last token of these rows. Returns the rows that now repeat themselves.
 
-        texts  all tokens of each row. Every row that has not ended is read at every step.
+        rows   must contain every row that has not ended, at every step
+        texts  all tokens of each row
         """
         indices, last = np.asarray(rows, np.int64), np.asarray([text[-1] for text in texts], np.int64)
         columns = (self.position - np.arange(1, MAX_PERIOD + 1)) % MAX_PERIOD
@@ -191,7 +193,7 @@ class RepeatDetector:
     def _cut(self, text: Sequence[int], period: int) -> int:
         block = [self.token_bytes(token, 1) for token in text[-period:]]
         ends: dict[str, int] = {}
-        for place in range(period):  # the token at the place `place + 1` follows; after the last one, the first again
+        for place in range(period):  # the token at `place + 1` follows; after the last token, the first
             added, following = block[place], block[(place + 1) % period]
             length = len(text) - period + place + 1
             if added.endswith(b"\n") or following.startswith(b"\n"):

@@ -63,7 +63,7 @@ class TransformersEngine:
     ) -> list[Generation]:
         """A batch of texts. Memory: the cache, one row of logits per text, and k numbers per step (not k vocabularies).
 
-        on_tokens  called at every step
+        on_tokens  function that is called at every step with the number of new tokens
 
         Raises UserError for a prompt that is empty or too long, and for logits that are NaN.
         """
@@ -181,10 +181,10 @@ class TransformersEngine:
     ) -> Generation:
         """A row as a text, without the tokens after its end.
 
-        tokens      all tokens that the row took
-        steps       one per token, or empty
-        cut_length  number of tokens to keep, if the row was stopped by a rule
-        cut_reason  the rule: cut after the answer, or repeat
+        tokens      all tokens of the row
+        steps       recorded outcomes, one entry per token; or empty
+        cut_length  number of tokens to keep, if a rule stopped the row; None otherwise
+        cut_reason  the rule: `cut` (after the answer) or `repeat`
         """
         length = next((position for position, token in enumerate(tokens) if token in self.end_tokens), None)
         stop: StopReason = "end" if length is not None else "length"

@@ -74,8 +74,10 @@ class VllmEngine:
     def generate(
         self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
     ) -> list[Generation]:
-        """One batch; see `Engine`. Raises UserError for a calculator, `stop_repeats`, and a temperature that vLLM does not
-        have."""
+        """A batch of texts; see `Engine`.
+
+        Raises UserError for the calculator, `stop_repeats`, and a temperature that vLLM refuses.
+        """
         for is_set, option in ((decode.calculator, "a calculator"), (decode.stop_repeats, "stop_repeats")):
             if is_set:
                 raise unsupported_option_error("vllm", option)

@@ -234,7 +234,9 @@ def packed_attention(
             part.view(block.rows, -1, states.shape[1], states.shape[3]).transpose(1, 2)
             for part, (states, _, _) in zip(parts, lookups, strict=True)
         )
-        if query.device.type == "cpu":  # torch's CPU kernels take twice as long in bfloat16, most of it backward
+        if (
+            query.device.type == "cpu"
+        ):  # in bfloat16, torch's CPU kernels take twice as long, mainly in the backward pass
             q, k, v = q.float(), k.float(), v.float()
         mixed = _block_attention(module, q, k, v, block.mask(sliding_window), *settings)
         outputs.append(mixed.reshape(block.rows * block.queries, -1).to(query.dtype))

@@ -75,8 +75,10 @@ def convert_gguf(file: Path, *, key: str = "student.model") -> Path:
 
 
 def convert_into(file: Path, folder: Path, *, key: str) -> None:
-    """Convert into an existing folder instead of the cache, in float32 and without `gguf.json`. Raises UserError as
-    `convert_gguf` does."""
+    """Convert a GGUF file to an existing folder instead of the cache, in float32 and without `gguf.json`.
+
+    Raises UserError as `convert_gguf` does.
+    """
     with _gguf_errors(file, key):
         metadata = _read_metadata(file)
     pre_tokenizer = _choose_pre_tokenizer(metadata, file, key)
@@ -153,7 +155,7 @@ def _convert_tokenizer(file: Path, folder: Path, metadata: dict[str, Any], pre_t
             # llama.cpp and the original tokenizer of Llama 3 do not apply merges to a piece that is a token.
             tokenizer.backend_tokenizer.model.ignore_merges = metadata["tokenizer.ggml.pre"] == "llama-bpe"
         tokenizer.save_pretrained(folder)
-    # The library adds the special tokens of a model's kind that the file has not, behind its last row.
+    # transformers appends special tokens of the model type that the file does not have.
     path, size = folder / "tokenizer.json", len(metadata["tokenizer.ggml.tokens"])
     content = storage.read_json(path)
     if any(token["id"] >= size for token in content["added_tokens"]):

@@ -1,15 +1,15 @@
-"""Write a student as one GGUF file, for llama.cpp, Ollama and other programs.
+"""Writing a student as a GGUF file, for llama.cpp, Ollama and other programs.
 
     >>> ARCHITECTURES["gemma3_text"], WEIGHT_KINDS
     ('gemma3', ('F32', 'F16', 'BF16', 'Q8_0'))
 
-The names of the tensors are those of gguf's own table. Three things differ from the folder in Hugging Face format, as in
-llama.cpp's own converter: rows of Llama's queries and keys are in another order, Gemma's norms are stored as weight + 1,
-and vectors are always F32.
+Tensors have the names in gguf's table. As in llama.cpp's converter, three things differ from the folder in Hugging Face
+format: the rows of Llama's queries and keys have another order, Gemma's norms are stored as weight + 1, and vectors are
+always F32.
 
-Only what the readers compute in the same way is written: three architectures with the usual rotary positions, byte-level
-tokenizers whose splits are in `potstill.models.gguf`, and the sentencepiece tokenizers of Llama and Gemma. Anything else is
-refused, because a reader would compute something else without any error.
+Only models that GGUF's readers compute in the same way are written: three architectures with the usual rotary positions,
+byte-level tokenizers whose splits are in `potstill.models.gguf`, and the sentencepiece tokenizers of Llama and Gemma. All
+others are refused, because readers would silently compute something else.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ WEIGHT_KINDS: Final = ("F32", "F16", "BF16", "Q8_0")
 GEMMA_PATTERN: Final = 6  # llama.cpp: every sixth layer of Gemma 3 has full attention
 GEMMA_HEAD_WIDTH: Final = 256
 GEMMA_LOCAL_THETA: Final = 10_000.0
-SPACE: Final = "▁"  # of sentencepiece
+SPACE: Final = "▁"  # sentencepiece's character for a space
 BYTE_TOKENS: Final = {f"<0x{byte:02X}>" for byte in range(256)}
-UNMERGED_SCORE: Final = -1e6  # of a token that no merge makes
+UNMERGED_SCORE: Final = -1e6  # score of a token that results from no merge
 
 
 @dataclass(frozen=True, slots=True)
 class GgufTokenizer:
-    """The tokenizer's part of a GGUF file.
+    """The tokenizer in a GGUF file.
 
-    model   `gpt2` for byte-level tokens, `llama` for sentencepiece ones
-    pre     how a text is split; a key of PRE_TOKENIZERS, or `default` for sentencepiece
-    tokens  one for each row of the embedding
-    kinds   names of gguf.TokenType, as many
-    merges  of byte-level tokens; scores: of sentencepiece ones
+    model   `gpt2` for byte-level tokens, `llama` for sentencepiece tokens
+    pre     name of the pre-tokenizer: a key of PRE_TOKENIZERS, or `default` for sentencepiece
+    tokens  one token per row of the embedding
+    kinds   a name of gguf.TokenType per token
+    merges  merges of byte-level tokens
+    scores  scores of sentencepiece tokens
     """
 
     model: str
@@ -61,15 +62,15 @@ class GgufTokenizer:
 def write_gguf(
     student: Student, file: Path, kind: str, end_tokens: Sequence[int], *, name: str, license: str | None = None
 ) -> None:
-    """Write the student into a new file.
+    """Write the student to a new file.
 
-    kind        of the matrices: F32, F16, BF16 or Q8_0 (F16 where a row is no multiple of 32 numbers)
-    end_tokens  the ids that end an answer, the tokenizer's own first
+    kind        type of the matrices: F32, F16, BF16 or Q8_0 (F16 for matrices whose row length is no multiple of 32)
+    end_tokens  ids of the tokens that end an answer, the tokenizer's end token first
     name        `general.name`
     license     `general.license`, such as `apache-2.0`
 
-    Raises UserError for a model or a tokenizer that GGUF's readers would compute in another way, and without the library
-    gguf.
+    Raises UserError for a model or a tokenizer that GGUF's readers would compute differently, or if the library gguf is
+    not installed.
     """
     assert kind in WEIGHT_KINDS, kind
     config = student.model.config
@@ -110,8 +111,10 @@ def write_gguf(
 
 @dataclass(frozen=True, slots=True)
 class WeightParity:
-    """tensors: their number; different: names of those that were not read back as written; largest: how far a weight is
-    from the student's own, by the rounding of the kind"""
+    """tensors    number of tensors
+    different  names of tensors that were not read back as written
+    largest    largest difference between a weight and the student's weight, from rounding to the type
+    """
 
     tensors: int
     different: list[str]
@@ -119,7 +122,7 @@ class WeightParity:
 
 
 def compare_weights(student: Student, read: Student, kind: str) -> WeightParity:
-    """Compare the weights that a reader found in a file with those that were written, bit by bit."""
+    """Compare the weights that were read back from a file with the written weights, bit by bit."""
     own, found = dict(_weights(student)), dict(_weights(read))
     different, largest = sorted(own.keys() ^ found.keys()), 0.0
     for key, expected in expected_weights(student, kind):
@@ -130,7 +133,7 @@ def compare_weights(student: Student, read: Student, kind: str) -> WeightParity:
 
 
 def expected_weights(student: Student, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """Hugging Face name and float32 value of each tensor as a reader has to get it: rounded to the kind."""
+    """Hugging Face name and float32 value of each tensor that a reader must get: rounded to the type."""
     import gguf
 
     is_gemma = student.model.config.model_type == "gemma3_text"
@@ -148,7 +151,7 @@ def _choose_kind(value: Tensor, kind: str) -> str:
 
 
 def _weights(student: Student) -> Iterator[tuple[str, Tensor]]:
-    """The weights by their Hugging Face names, float32 on the CPU; a head that is the embedding comes once."""
+    """Hugging Face name and value of each weight, float32 on the CPU. A tied head and embedding come once."""
     embedding: Any = student.model.get_input_embeddings()
     for key, value in student.copy_weights().items():
         if key == "lm_head.weight" and student.head.weight is embedding.weight:
@@ -163,7 +166,7 @@ def stored_tensors(student: Student) -> Iterator[tuple[str, Tensor]]:
         if config.model_type == "llama" and key.endswith(("q_proj.weight", "k_proj.weight")):
             is_query = key.endswith("q_proj.weight")
             heads = config.num_attention_heads if is_query else config.num_key_value_heads
-            # llama.cpp rotates neighbours where transformers rotates the two halves of a head.
+            # llama.cpp rotates neighbouring rows, transformers rotates the two halves of a head.
             halves = value.reshape(heads, 2, value.shape[0] // heads // 2, value.shape[1])
             value = halves.swapaxes(1, 2).reshape(value.shape)
         elif config.model_type == "gemma3_text" and key.endswith("norm.weight"):
@@ -172,7 +175,7 @@ def stored_tensors(student: Student) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_config(student: Student) -> str:
-    """The architecture's name in GGUF. Raises UserError for settings that its readers do not know."""
+    """The name of the architecture in GGUF. Raises UserError for settings that GGUF's readers do not support."""
     config = student.model.config
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None:
@@ -181,8 +184,8 @@ def _check_config(student: Student) -> str:
             code="E-export-gguf-model",
             where="--as gguf",
             found=config.model_type,
-            hint=f"supported are {', '.join(ARCHITECTURES)}; others with llama.cpp's convert_hf_to_gguf.py and the folder"
-            " student/, or with --as ctranslate2",
+            hint=f"supported are {', '.join(ARCHITECTURES)}; export others with llama.cpp's convert_hf_to_gguf.py and the"
+            " folder student/, or with --as ctranslate2",
         )
     rope = getattr(config, "rope_parameters", None) or {}
     for part in (rope.get("full_attention", rope), rope.get("sliding_attention", {})):
@@ -195,14 +198,14 @@ def _check_config(student: Student) -> str:
         raise _unsupported("this setting is not supported", "use_sliding_window: true")
     if config.model_type != "gemma3_text":
         width = config.hidden_size // config.num_attention_heads
-        # The reader of transformers takes a Qwen2's width of a head from the two other numbers.
+        # transformers' GGUF reader computes the head width of a Qwen2 from the hidden size and the number of heads.
         if config.model_type == "qwen2" and getattr(config, "head_dim", None) not in (None, width):
             raise _unsupported("this width of a head is not supported", f"head_dim: {config.head_dim}")
         return architecture
     kinds = [
         "sliding_attention" if (i + 1) % GEMMA_PATTERN else "full_attention" for i in range(config.num_hidden_layers)
     ]
-    fixed = {  # what llama.cpp or transformers assumes and no key of the file says
+    fixed = {  # values that llama.cpp or transformers assumes, because no key of the file has them
         "layer_types": kinds,
         "head_dim": GEMMA_HEAD_WIDTH,
         "query_pre_attn_scalar": GEMMA_HEAD_WIDTH,
@@ -264,7 +267,7 @@ def _add_tokenizer(out: Any, gguf: Any, student: Student, tokenizer: GgufTokeniz
     if (unknown := _named_token(student, "unk_token")) is not None:
         out.add_unk_token_id(unknown)
     out.add_pad_token_id(own.pad)
-    # llama.cpp ends a text at each of these; it knows no fourth name.
+    # llama.cpp ends a text at any of these tokens. There is no fourth name.
     for token, add in zip(end_tokens, (out.add_eos_token_id, out.add_eot_token_id, out.add_eom_token_id), strict=False):
         add(token)
     out.add_add_bos_token(bool(own.prefix))
@@ -274,9 +277,11 @@ def _add_tokenizer(out: Any, gguf: Any, student: Student, tokenizer: GgufTokeniz
 
 
 def exported_template(student: Student) -> str | None:
-    """The chat template of the file. It gives the student's prompts without any setting: a template that asks for the
-    date gets the fixed one of training, and the recipe's arguments are set at its start. A student with plain prompts has
-    the template that puts its prompt around one question, if the run wrote one (`query_files`)."""
+    """The chat template of the file, which gives the student's prompts without settings.
+
+    It begins with the recipe's arguments, and with the fixed date of training if it asks for a date. For a student with
+    plain prompts, it is the template that puts the prompt around one question, if the run wrote one (`query_files`).
+    """
     if student.chat is None:
         own = student.tokenizer.files.get(TEMPLATE_FILE, b"").decode("utf-8")
         return own if own.startswith(TEMPLATE_MARK) else None
@@ -288,8 +293,7 @@ def exported_template(student: Student) -> str | None:
 
 
 def convert_tokenizer(student: Student) -> GgufTokenizer:
-    """Tokens, kinds and merges or scores from tokenizer.json. Raises UserError for a tokenizer that GGUF's readers do not
-    know."""
+    """The tokenizer of tokenizer.json in GGUF's form. Raises UserError if GGUF's readers do not support it."""
     content = student.tokenizer.files.get("tokenizer.json")
     parsed: dict[str, Any] = json.loads(content) if content is not None else {}
     model = parsed.get("model") or {}
@@ -309,7 +313,7 @@ def convert_tokenizer(student: Student) -> GgufTokenizer:
         token, row = added["content"], added["id"]
         if kinds[row] == "UNKNOWN":
             continue
-        # llama.cpp looks for these in the text itself, where a space is a space.
+        # llama.cpp searches these tokens in the text, in which a space is not replaced.
         tokens[row] = token if added["special"] else token.replace(SPACE, " ")
         kinds[row] = "CONTROL" if added["special"] else "USER_DEFINED"
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -321,8 +325,10 @@ def convert_tokenizer(student: Student) -> GgufTokenizer:
 
 
 def _split_expressions(pre_tokenizer: Mapping[str, Any] | None) -> list[str] | None:
-    """The regular expressions that split a text one after another before bytes are merged; None if the tokenizer is not a
-    byte-level one, or splits in another way."""
+    """The regular expressions that split a text in turn, before bytes are merged.
+
+    None if the tokenizer is not byte-level, or splits in another way.
+    """
     if pre_tokenizer is None:
         return None
     *splits, last = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
@@ -342,14 +348,14 @@ def _split_expressions(pre_tokenizer: Mapping[str, Any] | None) -> list[str] | N
 def _name_split(expressions: Sequence[str], model: Mapping[str, Any]) -> str:
     """The value of `tokenizer.ggml.pre`."""
     for name, known in PRE_TOKENIZERS.items():
-        # llama.cpp takes a piece that is a token as it is, unmerged, for this name alone.
+        # Only for this name, llama.cpp does not apply merges to a piece that is a token.
         if list(known) == list(expressions) and bool(model.get("ignore_merges")) == (name == "llama-bpe"):
             return name
     raise _unknown_tokenizer(f"splits {list(expressions)}, ignore_merges {bool(model.get('ignore_merges'))}")
 
 
 def _is_sentencepiece(parsed: Mapping[str, Any]) -> bool:
-    """Whether spaces become `▁`, perhaps with one before the text, and nothing else happens to it."""
+    """Whether the only normalization is that spaces become `▁`, with or without a space before the text."""
     pre = parsed.get("pre_tokenizer")
     normalizers = _normalizers(parsed)
     if pre is not None and pre.get("type") == "Metaspace":
@@ -371,7 +377,7 @@ def _normalizers(parsed: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _scores(tokens: Sequence[str], merges: Sequence[Any]) -> list[float]:
-    """The score of each token: minus the rank of the first merge that makes it, so that a reader merges in this order."""
+    """The score of each token: minus the rank of the first merge that gives it, so that readers merge in this order."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         left, right = merge if not isinstance(merge, str) else merge.split(" ")
@@ -380,7 +386,7 @@ def _scores(tokens: Sequence[str], merges: Sequence[Any]) -> list[float]:
 
 
 def _named_token(student: Student, role: str) -> int | None:
-    """The id of `bos_token` or `unk_token` in tokenizer_config.json; None if it names none."""
+    """The id of `bos_token` or `unk_token` in tokenizer_config.json; None if the file does not name the token."""
     config = json.loads(student.tokenizer.files.get("tokenizer_config.json", b"{}"))
     token = config.get(role)
     token = token.get("content") if isinstance(token, dict) else token
@@ -389,10 +395,10 @@ def _named_token(student: Student, role: str) -> int | None:
 
 def _unknown_tokenizer(found: object) -> UserError:
     return UserError(
-        "this tokenizer has no name in GGUF that potstill knows",
+        "potstill cannot write this tokenizer as GGUF",
         code="E-export-gguf-tokenizer",
         where="--as gguf",
         found=f"{found}"[:300],
-        hint="known are sentencepiece and the splits of " + ", ".join(PRE_TOKENIZERS) + "; others with llama.cpp's"
-        " convert_hf_to_gguf.py and the folder student/",
+        hint="supported are sentencepiece and the splits of " + ", ".join(PRE_TOKENIZERS) + "; convert others with"
+        " llama.cpp's convert_hf_to_gguf.py and the folder student/",
     )

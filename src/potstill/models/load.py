@@ -160,7 +160,10 @@ def interpolate_weights(student: Student, base: Student, share: float) -> None:
 
 @torch.no_grad()
 def round_weights(student: Student, dtype: StoredDType) -> None:
-    """Round the weights to a dtype, in place; they keep their own. Raises UserError if one of them becomes infinite."""
+    """Round the weights to a dtype, in place, without a change of their dtype.
+
+    Raises UserError if a weight becomes infinite.
+    """
     target = getattr(torch, dtype)
     for name, value in student.model.named_parameters():
         rounded = value.to(target)
@@ -312,7 +315,7 @@ def _model_source(recipe: Recipe) -> ModelSource:
 
 
 def base_dtype(recipe: Recipe) -> StoredDType:
-    """The dtype in which the weights of the base are stored, and those of the finished student too."""
+    """The dtype of the base's stored weights, which is also that of the finished student's weights."""
     return "float32" if recipe.student.model is None else weight_files.read_stored_dtype(model_folder(recipe))
 
 
@@ -395,7 +398,7 @@ def weights_identity(recipe: Recipe) -> dict[str, str]:
         return {"student.tokenizer": tokenization.load_tokenizer(tokenizer_folder(recipe)).digest}
     source, settings = _model_source(recipe), ChatSettings.from_section(recipe.student, "student")
     digests = source.identity("student.model") | settings.identity | end_of_turn_identity(source.folder, settings)
-    # The folder alone decides what `auto` means.
+    # Only the folder determines the meaning of `auto`.
     chat = recipe.student.chat
     return digests if chat == "auto" else digests | {"student.chat": str(chat).lower()}
 

@@ -5,9 +5,8 @@
     >>> adapter_name("model.layers.0.self_attn.q_proj.lora_A.default.weight")
     'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
 
-A student with adapters is saved as one without: `merge_adapters` adds the products to the weights under their own
-names, so any tool can load the folder. `save_adapter` writes the matrices alone, as a folder that peft opens. The
-layers are peft's (the extra `lora`).
+A student with adapters is saved as a plain model: `merge_adapters` adds the products to the weights, so any tool can load
+the folder. `save_adapter` writes only the thin matrices, as a folder for peft. The layers are peft's (the extra `lora`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from potstill.errors import UserError
 
 ALPHA_PER_RANK: Final = 2  # alpha = 2 rank, so that the product has the same scale at every rank
 BASE_LAYER: Final = ".base_layer."
-ADAPTER: Final = "default"  # peft's name of an adapter that has none
+ADAPTER: Final = "default"  # peft's default name of an adapter
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_FILE: Final = "adapter_model.safetensors"
 ADAPTER_FOLDER: Final = "adapter"  # in a checkpoint and in the student's folder
@@ -69,20 +68,20 @@ def merge_adapters(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def adapter_name(name: str) -> str:
-    """The name in a file of peft of a parameter in a model with adapters."""
+    """The name of a parameter in peft's files. name: its name in a model with adapters."""
     return "base_model.model." + name.replace(f".{ADAPTER}.", ".")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterBase:
-    """The model that an adapter belongs to, by the name with which peft finds it; revision: of a name on the hub."""
+    """The base model of an adapter. name: the name with which peft finds it; revision: for a model on the hub."""
 
     name: str
     revision: str | None = None
 
 
 def save_adapter(model: Any, folder: Path, family: str, base: AdapterBase) -> None:
-    """Write the adapter of a model as a folder that `PeftModel.from_pretrained` opens."""
+    """Write the adapter of a model as a folder for `PeftModel.from_pretrained`."""
     import peft  # pyright: ignore[reportMissingImports]
 
     state = {adapter_name(name): value.detach() for name, value in model.state_dict().items() if ".lora_" in name}
@@ -102,7 +101,7 @@ def save_adapter(model: Any, folder: Path, family: str, base: AdapterBase) -> No
 
 
 def copy_adapter(source: Path, folder: Path, share: float) -> None:
-    """Copy an adapter's folder. share: of an interpolation with the base, whose adapter is share * B A"""
+    """Copy the folder of an adapter. share: share of an interpolation with the base, whose adapter is share * B A."""
     state = safetensors.torch.load(storage.read_bytes(source / ADAPTER_FILE))
     scaled = {name: value * share if ".lora_B." in name else value for name, value in state.items()}
     storage.write_file(folder / ADAPTER_CONFIG, storage.read_bytes(source / ADAPTER_CONFIG))

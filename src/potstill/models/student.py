@@ -127,18 +127,18 @@ class Head:
         return self.cap(nn.functional.linear(hidden * self.scale, self.weight, self.bias))
 
     def cap(self, logits: Tensor) -> Tensor:
-        """The softcap, if there is one."""
+        """The logits after the softcap; unchanged without a softcap."""
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 class Student(nn.Module):
     """A transformers model, its tokenizer, and the form of its prompts.
 
-    model         the transformers model; weights in float32 unless opened otherwise
-    tokenizer     potstill's; it may have fewer tokens than the head has rows (a padded vocabulary), never more
-    chat          the chat template of prompts; None for plain prompts
-    adapter_base  the model that the adapters belong to, if `save` writes them alone too
-    folder        where the weights are, for a student that was opened without them
+    model         the transformers model; its weights are float32 unless it was opened with another dtype
+    tokenizer     potstill's tokenizer. It may have fewer tokens than the head has rows (a padded vocabulary), never more
+    chat          chat template of the prompts; None for plain prompts
+    adapter_base  base model of the adapters, if `save` also writes the adapters separately
+    folder        folder of the weights, for a student that was opened without weights
     """
 
     family: ClassVar[Family]
@@ -218,8 +218,11 @@ class Student(nn.Module):
         (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
     def convert_weights(self, dtype: DType) -> None:
-        """Convert the weights in place. Other tensors, such as the frequencies of rotary positions, keep their precision,
-        as they do when transformers opens a model in this dtype; `Module.to` would round them too."""
+        """Convert the weights to a dtype, in place.
+
+        Other tensors, such as the frequencies of rotary positions, keep their precision, as in a model that transformers
+        opens in this dtype. `Module.to` would also round them.
+        """
         with torch.no_grad():
             for parameter in self.model.parameters():  # a tied weight is one parameter
                 parameter.data = parameter.data.to(getattr(torch, dtype))

@@ -139,7 +139,7 @@ def list_tensors(folder: Path) -> dict[str, TensorHeader]:
 
 
 def read_stored_dtype(folder: Path) -> StoredDType:
-    """The dtype of a model's floating-point tensors if all have the same 16 bits, else float32."""
+    """The dtype of a model's floating-point tensors, if all have the same 16-bit type; otherwise float32."""
     dtypes = {tensor.dtype for tensor in list_tensors(folder).values() if tensor.dtype in FLOAT_DTYPES}
     return SHORT_DTYPES.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 

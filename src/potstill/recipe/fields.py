@@ -25,10 +25,10 @@ Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 def refuse(code: str, message: str, *, hint: str = "", key: str = "") -> NoReturn:
-    """Refuse a value inside a validator; `load` turns the code and the message into a `UserError` with its place.
+    """Refuse a value in a validator. `load` converts the code and the message to a `UserError` with file and line.
 
     hint  what to write instead
-    key   the key of the section that is wrong, in a validator of the whole section
+    key   the wrong key, in a validator of a whole section
     """
     raise PydanticCustomError(code, message, {"hint": hint, "key": key})  # type: ignore[arg-type]
 
@@ -139,7 +139,7 @@ class CustomSet(Section):
         return self
 
 
-# One number for every set, or a number for each of some sets; the others then have no limit.
+# A number for every set, or a mapping from sets to numbers; other sets then have no limit.
 Limit = Annotated[
     Annotated[Positive, Tag("[number]")] | Annotated[dict[Name, Positive], Field(min_length=1), Tag("[keys]")],
     Discriminator(lambda value: "[keys]" if isinstance(value, dict) else "[number]"),
@@ -158,7 +158,7 @@ class LimitsSection(Section):
     )
 
     def of_set(self, split: str, name: str) -> int | None:
-        """The limit of a set in one of its splits."""
+        """The limit of a set in a split; None without a limit."""
         limit = getattr(self, split)
         return limit.get(name) if isinstance(limit, dict) else limit
 

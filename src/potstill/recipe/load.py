@@ -320,7 +320,7 @@ def _error_keys(error: Any) -> tuple[str, ...]:
     branches = ("literal[", "bool", "constrained-", "function-")
     if parts[:2] == ("student", "chat") and parts[-1].startswith(branches):
         parts = parts[:-1]
-    key = error["type"].startswith("E-") and error.get("ctx", {}).get("key")  # of a validator of a whole section
+    key = error["type"].startswith("E-") and error.get("ctx", {}).get("key")  # from a validator of a whole section
     return (*parts, *key.split(".")) if key else parts
 
 

@@ -68,8 +68,7 @@ class StudentSection(Section):
     )
     system_prompt: str | None = Field(
         default=None,
-        description="System message of every prompt; an empty text empties the message that a template writes by "
-        "itself.",
+        description="System message of every prompt; an empty text replaces the template's default message.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Whether to run Python code that comes with the model folder."
@@ -175,7 +174,7 @@ class TrainSection(Section):
     )
     save_adapter: bool = Field(
         default=False,
-        description="Save the LoRA adapter alone too, as a folder of peft in each checkpoint and in the student's folder.",
+        description="Also save the LoRA adapter, as a folder of peft, in each checkpoint and in the student's folder.",
     )
     sharding: Literal["none", "full"] = Field(
         default="none",
@@ -244,19 +243,19 @@ class TrainSection(Section):
 
 
 class TextsSection(Section):
-    """Texts that the base and the chosen checkpoint read."""
+    """Texts on which the base and the chosen checkpoint are scored in bits per byte."""
 
     file: str = Field(
         description="Path of the file; * matches any characters of a file name. .txt and .md: one text per paragraph; "
         "other files: one text per record."
     )
     field: str = Field(default="text", description="Name of the column with the text.")
-    limit: Positive | None = Field(default=None, description="Maximum number of texts; the first ones are kept.")
+    limit: Positive | None = Field(default=None, description="Maximum number of texts; the first texts are kept.")
 
     @model_validator(mode="before")
     @classmethod
     def _file(cls, value: Any) -> Any:
-        """`prose: FILE` is short for `prose: {file: FILE}`."""
+        """Expand `prose: FILE`, the short form of `prose: {file: FILE}`."""
         return {"file": value} if isinstance(value, str) else value
 
 
@@ -295,17 +294,17 @@ class EvaluateSection(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="Type of the weights and of the arithmetic while answering, for engine: transformers. With bfloat16, "
+        description="Type of the weights and of the arithmetic in evaluation, for engine: transformers. With bfloat16, "
         "norms, softmax and the logits of likely tokens are still float32.",
     )
     max_tokens: Positive = Field(default=256, description="Maximum number of tokens per answer.")
     base_max_tokens: Positive | None = Field(
-        default=None, description="Maximum number of tokens per answer of the base; max_tokens if not given."
+        default=None, description="Maximum number of tokens per answer of the base; by default, max_tokens."
     )
     stop_repeats: bool = Field(
         default=False,
-        description="Stop an answer that repeats itself: its last tokens are a block of at most 64 tokens, 4 times or "
-        "more and at least 32 tokens long. It counts as truncated.",
+        description="Stop an answer that repeats itself: it ends with a block of at most 64 tokens, repeated at least 4 "
+        "times, with at least 32 tokens in total. The answer counts as truncated.",
     )
     stop_at_answer: bool = Field(
         default=False,
@@ -426,7 +425,7 @@ class Recipe(Section):
         if not any(self.train.formats.values()):
             refuse("E-recipe-formats", "train.formats gives every format the quota 0")
         if self.train.save_adapter and self.student.model is None:
-            message = "train.save_adapter needs student.model: an adapter is nothing without its base"
+            message = "train.save_adapter needs student.model, because an adapter is useless without its base"
             refuse("E-recipe-save-adapter", message)
         if self.has_teacher:
             self._check_training_sets()
@@ -487,5 +486,5 @@ class Recipe(Section):
             limit = getattr(questions.limit, split)
             for name in limit if isinstance(limit, dict) else ():
                 if name not in sets:
-                    message = f"questions.limit.{split} names {name}, of which the run uses no {split} questions"
+                    message = f"questions.limit.{split} names {name}, but the run uses no {split} questions of {name}"
                     refuse("E-recipe-limit-set", f"{message}; its sets are {', '.join(dict.fromkeys(sets))}")

@@ -166,11 +166,11 @@ class ScorerSection(Section):
 class Kind:
     """An entry of `KINDS`.
 
-    source    where the chains come from, in words
+    source    a phrase that says where the chains come from
     backend   module and class in potstill.teachers
-    reads     keys of the section that it reads beside `kind` and `name`; the section refuses a value in any other.
+    reads     keys of the section that the kind reads, besides `kind` and `name`; the section refuses values of other keys.
               A class that extends `TextTeacher` reads `score`
-    required  the keys among `reads` that must be given
+    required  keys among `reads` that must be set
     """
 
     source: str
@@ -191,9 +191,9 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "human": Kind("the sets' own solutions", "reference_solutions:ReferenceSolutions", ("unsolved", "score")),
     "replay": Kind("a file of chains", "replay:StoredChains", ("chains", "score"), ("chains",)),
-    "none": Kind("no chains, the student is only evaluated on test", ""),
+    "none": Kind("no chains; the student is only evaluated on test", ""),
 }
-# Kind of `teacher.score` -> keys that the scorer reads beside those of its own section.
+# Kind of `teacher.score` -> keys that the scorer reads, besides the keys of its own section.
 SCORER_READS: Final[dict[str, tuple[str, ...]]] = {
     "local": (*_CHAT, "prompt", "top_logprobs", "batch_tokens", "trust_remote_code"),
     "openai": ("prompt", "top_logprobs", "server"),
@@ -209,7 +209,7 @@ else:
 
 
 def _list_readers(key: str) -> str:
-    """The kinds that read a key, in words."""
+    """The kinds that read a key, as a phrase."""
     kinds = [name for name, kind in KINDS.items() if key in kind.reads]
     scorers = [name for name, keys in SCORER_READS.items() if key in keys]
     return ", ".join(kinds + [f"score with kind {name}" for name in scorers])
@@ -249,8 +249,8 @@ class TeacherSection(Section):
     )
     system_prompt: str | None = Field(
         default=None,
-        description="System message of every prompt, for local, vllm and score; an empty text empties the message "
-        "that a template writes by itself.",
+        description="System message of every prompt, for local, vllm and score; an empty text replaces the template's "
+        "default message.",
     )
     samples: Positive = Field(default=1, description="Number of chains per question.")
     unsolved: Literal["stop", "skip"] = Field(
@@ -274,7 +274,7 @@ class TeacherSection(Section):
     )
     score: ScorerSection | None = Field(
         default=None,
-        description="Model that adds log-probabilities to chains that exist already, for "
+        description="Model that adds log-probabilities to existing chains, for "
         + " and ".join(name for name, kind in KINDS.items() if "score" in kind.reads)
         + ".",
     )
@@ -316,12 +316,12 @@ class TeacherSection(Section):
 
     @property
     def label(self) -> str:
-        """What a reader knows the source of the chains by: the value of the first required key, else the kind."""
+        """The name of the source of the chains for readers: the value of the first required key, or the kind."""
         return next((getattr(self, name) for name in KINDS[self.kind].required), self.kind)
 
     @property
     def input_files(self) -> dict[str, str]:
-        """Key of the recipe -> path, for each file that the section names (see INPUT_FILE)."""
+        """Recipe key -> path, for every file that the section names (see INPUT_FILE)."""
         marked = [name for name, field in type(self).model_fields.items() if field.json_schema_extra == INPUT_FILE]
         return {f"teacher.{name}": path for name in marked if (path := getattr(self, name)) is not None}
 

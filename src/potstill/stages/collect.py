@@ -117,7 +117,7 @@ class Collect(Stage):
 
 
 def _digest_builtin_sets(recipe: Recipe) -> dict[str, str]:
-    """Digests of the built-in sets that the recipe names and that this machine has."""
+    """Name -> digest, for the built-in sets that the recipe names and this machine has."""
     section, digests = recipe.questions, {}
     named = (*section.train, *section.in_distribution, *section.out_of_distribution, *section.generic)
     names = dict.fromkeys(name.partition("/")[0] for name in (*named, *replayed_sets(recipe)))

@@ -22,7 +22,7 @@ from potstill.stages import Stage, StageResult
 if TYPE_CHECKING:
     from potstill.models import Student
 
-CHECKED_QUESTIONS = 20  # on which the tokenizer and the template in the folder must give the evaluated token ids
+CHECKED_QUESTIONS = 20  # number of questions for which the folder's tokenizer and template must give the evaluated ids
 
 
 class Report(Stage):
@@ -70,7 +70,7 @@ class Report(Stage):
         with storage.write_folder(run_dir / "student") as student_folder:
             student = checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint, rounded=False)
             dtype = checkpoint.read_measured_dtype(run_dir, data.choice.checkpoint)
-            student.save(student_folder, dtype=dtype)  # the rounding that the test measured
+            student.save(student_folder, dtype=dtype)  # the rounded weights that the stage `test` measured
             checkpoint.copy_adapter(run_dir, data.choice.checkpoint, student_folder)
             facts = _write_query_files(run_dir, recipe, student, student_folder, dtype)
             storage.write_file(student_folder / "README.md", card.render_card(data, facts).encode("utf-8"))
@@ -79,7 +79,7 @@ class Report(Stage):
 
 
 def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: Path, dtype: str) -> card.CardFacts:
-    """Write what the student's folder needs so that a stranger asks it as it was measured; returns what the card says."""
+    """Write the files with which other programs query the student exactly as it was measured. Returns facts for the card."""
     settings = query_settings.describe_run(run_dir, recipe, student)
     end_tokens = TransformersEngine(student).end_tokens
     query_files.write_generation_config(folder, student, max_tokens=recipe.evaluate.max_tokens, end_tokens=end_tokens)

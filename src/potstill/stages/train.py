@@ -132,7 +132,7 @@ class Train(Stage):
                 folder,
                 student,
                 optimizer,
-                # An adapter is written from the student itself, which then has to wait.
+                # An adapter is written directly from the student, so training waits meanwhile.
                 background=section.async_checkpoints and not evaluates and student.adapter_base is None,
             ) as checkpoints,
             progress.bar("train", section.steps, "steps", done=resumed) as tick,

@@ -81,9 +81,10 @@ def write_stream(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def resume_stream(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file, at its end, that holds what earlier blocks for `path` wrote. It appears at `path` if the block succeeds.
+    """Yield a file to append to. It contains the data that earlier, failed blocks for `path` wrote.
 
-    If the block fails, what it wrote stays in a file beside `path`, for the next block; an empty file is deleted.
+    It appears at `path` if the block succeeds. If the block fails, the data stays in a file next to `path` for the next
+    block; an empty file is deleted.
     """
     crash("write", "before", path)
     part = path.with_name(f".{path.name}{RESUMED_SUFFIX}")

@@ -38,7 +38,7 @@ from potstill.storage import atomic, read
 
 FORMAT_VERSION: Final = 1  # version of the format of a run folder's files
 FIRST_VERSION: Final = 1  # the assumed version of a package that an older manifest does not name
-BUILTIN_PREFIX: Final = "built-in set "  # prefix of inputs that older runs did not record and other machines may lack
+BUILTIN_PREFIX: Final = "built-in set "  # prefix of inputs that older runs did not record, and that a machine may lack
 VERSION_PREFIX: Final = "version of "  # prefix of inputs that are the versions of packages that only some recipes use
 BEGUN_FILE, MANIFEST_FILE = "begun.json", "manifest.json"
 

@@ -215,8 +215,10 @@ class Teacher(Protocol):
         return self.recipe.teacher.name or self.recipe.teacher.kind
 
     def input_files(self) -> dict[str, str]:
-        """Recipe key -> path of a file or folder whose content the chains depend on: all keys of the section `teacher`
-        that are marked with `recipe.teacher.INPUT_FILE`."""
+        """Recipe key -> path of a file or folder on whose content the chains depend.
+
+        These are the keys of the section `teacher` that are marked with `recipe.teacher.INPUT_FILE`.
+        """
         return self.recipe.teacher.input_files
 
     def inputs(self) -> dict[str, str]:
@@ -240,9 +242,9 @@ class Teacher(Protocol):
         return iter(())
 
     def check_questions(self, questions: Sequence[Question]) -> None:
-        """Raises UserError if the teacher has no chain for these training questions, or must not skip some of them.
+        """Raise UserError if the teacher has no chains for these training questions, or lacks some that it may not skip.
 
-        The plan calls this method. Sampling must raise the error, too.
+        The plan calls this method. Sampling must also raise the error.
         """
 
     def count_chains(self, questions: Sequence[Question]) -> int | None:
@@ -314,7 +316,7 @@ class Teacher(Protocol):
     def find_path(self, path: str | None, key: str) -> Path:
         """The path of the file or folder that a recipe key names. Raises UserError if it does not exist.
 
-        The key must be among `input_files`, so that a change of the file never goes unnoticed.
+        The key must be in `input_files`, so that a change of the file is always noticed.
         """
         assert path is not None, f"the recipe's schema requires {key}"
         assert key in self.input_files(), f"mark {key} in recipe/teacher.py: json_schema_extra=INPUT_FILE"
@@ -372,7 +374,7 @@ class TextTeacher(Teacher, Protocol):
 
 
 def _digest_input(path: Path) -> str:
-    """Digest of a file or folder. Of a file every byte counts; `folder_fingerprint` reads all of one up to 2 MiB."""
+    """Digest of a file (of all of its bytes) or of a folder (see `folder_fingerprint`)."""
     is_large_file = path.is_file() and path.stat().st_size > 2 << 20
     return storage.file_digest(path) if is_large_file else storage.folder_fingerprint(path)
 

@@ -42,7 +42,7 @@ class ReferenceSolutions(TextTeacher):
         )
 
     def check_questions(self, questions: Sequence[Question]) -> None:
-        """Raises UserError if a question has no solution and `teacher.unsolved` is stop, or if none has one."""
+        """Raise UserError if a question has no solution and `teacher.unsolved` is `stop`, or if no question has one."""
         missing = [question.id for question in questions if not question.rationale]
         if missing and (self.recipe.teacher.unsolved == "stop" or len(missing) == len(questions)):
             skip = ", set teacher.unsolved: skip," if len(missing) < len(questions) else ""

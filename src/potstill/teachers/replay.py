@@ -58,7 +58,7 @@ class StoredChains(TextTeacher):
             raise self._no_chains_error(0)
 
     def check_questions(self, questions: Sequence[Question]) -> None:
-        """Raises UserError if no chain of the file is about one of the questions."""
+        """Raise UserError if the file has no chain for any of the questions."""
         wanted, total = count_rows(self.path, questions)
         if not wanted:
             raise self._no_chains_error(len(questions) if total else 0)
@@ -81,7 +81,7 @@ class StoredChains(TextTeacher):
         if path is None:
             return [f"teacher           replay: {self.recipe.teacher.chains} does not exist"]
         wanted, total = count_rows(path, questions)
-        others = f"; it has {total - wanted} about other questions" if total > wanted else ""
+        others = f"; and {total - wanted} chains for other questions" if total > wanted else ""
         return [f"teacher           replay: {wanted} chains in {path}{others}"]
 
 
@@ -101,7 +101,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def count_rows(path: Path, questions: Sequence[Question]) -> tuple[int, int]:
-    """The number of rows of a file about some questions, and of all its rows. Raises UserError."""
+    """The number of rows for the questions, and the number of all rows in a file. Raises UserError as `read_rows` does."""
     names = {question.id for question in questions}
     texts = {splits.canonical_question(question.text) for question in questions}
     wanted = total = 0
