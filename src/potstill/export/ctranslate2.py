@@ -1,12 +1,12 @@
 """`potstill export RUN --as ctranslate2`: the student in CTranslate2's format, with its tokenizer.
 
-    model.bin, config.json, *vocabulary.json    what `ctranslate2.Generator` or `ctranslate2.Translator` loads
+    model.bin, config.json, *vocabulary.json    the files that `ctranslate2.Generator` or `ctranslate2.Translator` loads
     tokenizer.json, ...                         the tokenizer, for transformers or tokenizers
-    export.json                                 prompt, stop, limit of tokens, and the parity figure
+    export.json                                 prompt, stop, token limit, and the parity figure
 
-The conversion is that of the engine `ctranslate2` (`potstill.inference.ctranslate2`), which corrects what CTranslate2's own
-converter gets wrong. The folder is loaded again for the parity figure: the share of validation questions to which it
-gives the student's greedy answer.
+The engine `ctranslate2` (`potstill.inference.ctranslate2`) makes the conversion, and corrects errors of CTranslate2's
+converter. The folder is loaded again for the parity figure: the share of validation questions to which it gives the same
+greedy answer as the student.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from potstill.export.source import ExportedRun, new_folder
 from potstill.inference import ctranslate2
 from potstill.inference.transformers import TransformersEngine
 
-# float32 answers differ only where two tokens are equally likely up to float noise.
+# Minimum share of equal answers in float32. They differ only if two tokens are equally likely up to float noise.
 LEAST_EQUAL: Final = 0.9
 
 
 def export_ctranslate2(run: ExportedRun, folder: Path, weights: str, questions: int) -> list[str]:
-    """Write the folder. Returns its parity figure and how to load it.
+    """Write the folder. Returns sentences with its parity figure, and the code that loads it.
 
     weights    float32 or int8
-    questions  number of validation questions that the student and the folder answer
+    questions  number of validation questions that both the student and the folder answer
 
-    Raises UserError without CTranslate2, for a model that it is not tested with, and if fewer than nine in ten answers
-    in float32 are equal.
+    Raises UserError if CTranslate2 is not installed, for a kind of model for which it was not tested, and if fewer than nine
+    in ten answers in float32 are equal.
     """
     student = run.open_student()
     engine = TransformersEngine(student)

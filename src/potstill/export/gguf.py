@@ -1,11 +1,11 @@
-"""`potstill export RUN --as gguf`: the student as one GGUF file, with a Modelfile for Ollama.
+"""`potstill export RUN --as gguf`: the student as a GGUF file, with a Modelfile for Ollama.
 
     student.gguf    weights, tokenizer and chat template
     Modelfile       the trained prompt as Ollama's template, the end tokens, greedy decoding
-    export.json     prompt, stop, limit of tokens, and the parity figures
+    export.json     prompt, stop, token limit, and the parity figures
 
-The file is read back by potstill's own converter (`potstill.models.gguf`). Its weights have to equal the student's after
-the rounding of the kind, bit by bit, and its token ids have to equal the student's on the questions and chains of the run.
+potstill's converter (`potstill.models.gguf`) reads the file back. Bit by bit, its weights must equal the student's weights,
+rounded to the type of the file; and its token ids must equal the student's ids on questions and chains of the run.
 
     >>> print(format_modelfile("Q: {{ .Prompt }}\\nA:", ["</s>"], 256, 4096))
     FROM ./student.gguf
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
     from potstill.models import Student
 
 MODEL_FILE: Final = "student.gguf"
-DEFAULT_KINDS: Final = {"bfloat16": "BF16", "float16": "F16"}  # by the type of the student's own weights
-OLLAMA_CONTEXT: Final = 4096  # positions; more would cost memory that these prompts do not need
+DEFAULT_KINDS: Final = {"bfloat16": "BF16", "float16": "F16"}  # type of the student's weights -> type in the file
+OLLAMA_CONTEXT: Final = 4096  # number of positions; these prompts need no more, and more would cost memory
 
 
 def export_gguf(run: ExportedRun, folder: Path, kind: str | None, questions: int) -> list[str]:
-    """Write the folder. Returns its parity figures, one sentence each.
+    """Write the folder. Returns its parity figures, one sentence per figure.
 
-    kind       of the weights: F32, F16, BF16 or Q8_0; None for the one that keeps the student's own weights
-    questions  number of validation questions that the student and the file answer
+    kind       type of the weights: F32, F16, BF16 or Q8_0; None: the type that does not change the student's weights
+    questions  number of validation questions that both the student and the file answer
 
-    Raises UserError for a model or a tokenizer that GGUF's readers compute in another way, and if the file is not what
-    the student is.
+    Raises UserError for a model or a tokenizer that GGUF's readers would compute differently, and if the file differs from
+    the student.
     """
     student = run.open_student()
     engine = TransformersEngine(student)
@@ -87,10 +87,10 @@ def _read_back(
     number: int,
 ) -> dict[str, Any]:
     """The parity figures of a file. Raises UserError if weights, token ids or end tokens differ."""
-    progress.print_line("read it back", "dim")
+    progress.print_line("read the file back", "dim")
     convert_into(file, place, key="export")
     settings = models.ChatSettings()
-    if student.chat is not None:  # the file's template has the recipe's arguments, but no system message
+    if student.chat is not None:  # the file's template contains the recipe's arguments, but no system message
         settings = models.ChatSettings(True, system_prompt=student.chat.settings.system_prompt)
     read = models.open_student(place, chat_template=settings)
     weights = gguf_writer.compare_weights(student, read, kind)
@@ -101,15 +101,15 @@ def _read_back(
     texts += _chain_texts(run)
     for text in texts:
         if student.encode(text) != read.encode(text):
-            raise not_equal("the GGUF file splits a text into other tokens", repr(text[:200]))
+            raise not_equal("the GGUF file's tokenizer gives other tokens for a text", repr(text[:200]))
     for question in questions:
         prompt = run.prompt_of(question)
         if student.render(prompt) != read.render(prompt):
-            raise not_equal("the chat template of the GGUF file writes another prompt", repr(read.render(prompt)[:200]))
+            raise not_equal("the chat template of the GGUF file gives another prompt", repr(read.render(prompt)[:200]))
     exported = TransformersEngine(read)
     if exported.end_tokens[0] != engine.end_tokens[0]:
-        raise not_equal("the GGUF file ends a text with another token", exported.end_tokens)
-    exported.end_tokens = engine.end_tokens  # transformers reads one of them; llama.cpp reads all
+        raise not_equal("the GGUF file has other end tokens", exported.end_tokens)
+    exported.end_tokens = engine.end_tokens  # transformers reads only one end token, llama.cpp all
     answers = compare_answers(run, engine, exported, questions)
     if not weights.largest and answers.equal < answers.questions:
         raise not_equal("the GGUF file has the student's weights, but other answers", answers.sentence)
@@ -128,7 +128,7 @@ def _read_back(
 
 
 def _chain_texts(run: ExportedRun, most: int = 200) -> list[str]:
-    """Reference solutions and gold answers of training questions, as further texts to tokenize."""
+    """Reference solutions and gold answers of training questions, as additional texts for the tokenizer check."""
     questions = run_questions.read_questions(run.run_dir, run.recipe.questions.train, "train")[:most]
     return [text for question in questions for text in (question.text, question.rationale or question.gold)]
 
@@ -144,24 +144,29 @@ def _token_text(student: Student, token: int) -> str:
 
 
 def ollama_template(run: ExportedRun, student: Student) -> str:
-    """The trained prompt in Go's template language, with `{{ .Prompt }}` where the question stands. Ollama itself puts the
-    first token (BOS) before a text, so the template has none."""
+    """The trained prompt in Go's template language, with `{{ .Prompt }}` at the place of the question.
+
+    The template has no BOS token, because Ollama adds it before a text.
+    """
     text = run.prompt_text(student, PLACE_HOLDER)
     for token in student.tokenizer.prefix:
         text = text.removeprefix(_token_text(student, token))
     if '"""' in text:
         raise UserError(
-            "the prompt contains three quotation marks, which a Modelfile cannot hold",
+            "the prompt contains three quotation marks, which a Modelfile cannot contain",
             code="E-export-modelfile",
             where="--as gguf",
             found=text[:200],
-            hint="remove them from the chat template or the demonstrations",
+            hint="remove the quotation marks from the chat template or the demonstrations",
         )
     return text.replace("{{", '{{ "{{" }}').replace(PLACE_HOLDER, "{{ .Prompt }}")
 
 
 def format_modelfile(template: str, stops: Sequence[str], max_tokens: int, context: int) -> str:
-    """A Modelfile for `ollama create NAME -f Modelfile`. Ollama's own repetition penalty would change greedy answers."""
+    """A Modelfile for `ollama create NAME -f Modelfile`.
+
+    It turns off Ollama's repetition penalty, which would change greedy answers.
+    """
     lines = [
         f"FROM ./{MODEL_FILE}",
         f'TEMPLATE """{template}{{{{ .Response }}}}"""',

@@ -1,13 +1,13 @@
-"""`potstill export RUN --as lm-eval`: the questions of a run as tasks of lm-evaluation-harness, whose own table shows the
+"""`potstill export RUN --as lm-eval`: the questions of a run as tasks of lm-evaluation-harness, whose table then shows the
 score that potstill reports.
 
-    potstill_SET_FORMAT.yaml     one task for each set and format
-    potstill_SET_FORMAT.jsonl    its documents: the exact prompt, the gold answer, the task of the grader
-    potstill_tasks.py            loads the documents, and grades an answer with potstill's grader
-    tokenizer/                   tells which answers ran out of tokens
+    potstill_SET_FORMAT.yaml     one task per set and format
+    potstill_SET_FORMAT.jsonl    the documents of the task: exact prompt, gold answer, task of the grader
+    potstill_tasks.py            loads the documents, and grades answers with potstill's grader
+    tokenizer/                   shows which answers reached the token limit
     export.json                  the parity figures
 
-A finished run exports its test questions, and so does one that only evaluates. Before the stage `test` a run exports its
+A finished run, and a run that only evaluates, export their test questions. Before the stage `test`, a run exports its
 validation questions, so that the test split has no influence on the choice of a checkpoint.
 
     >>> task_name("multi-arith", "zero-shot-rationale")
@@ -40,12 +40,11 @@ def task_name(set_name: str, format: str) -> str:
 
 
 def export_tasks(run: ExportedRun, folder: Path) -> list[str]:
-    """Write the tasks into the folder, beside files that are there. Returns the parity figures and the command that runs
-    the tasks.
+    """Write the tasks into the folder, next to existing files. Returns the parity figures and the command that runs them.
 
-    The prompt is the document's own text, byte for byte: for a decoder-only student it ends in the white space before the
-    answer, or is in the student's chat template. Raises UserError if the exported grader judges an answer of the run in
-    another way.
+    The harness uses the prompt in the document byte for byte. For a decoder-only student, the prompt ends with the white
+    space before the answer, or is in the student's chat template. Raises UserError if the exported grader gives another
+    verdict on an answer of the run.
     """
     recipe, section = run.recipe, run.recipe.questions
     only_evaluates = stages.recipe_stages(recipe) == stages.EVALUATION_STAGES
@@ -80,7 +79,7 @@ def export_tasks(run: ExportedRun, folder: Path) -> list[str]:
 
 
 def _add_bos(student: Student) -> str:
-    """The harness is told whether a first token precedes a prompt; in a chat template it is written out."""
+    """The argument that tells the harness whether to add a BOS token. A chat template already contains it."""
     if student.family == "t5":
         return ""
     return f",add_bos_token={student.chat is None and bool(student.tokenizer.prefix)}"
@@ -99,7 +98,7 @@ def _document(run: ExportedRun, student: Student, question: Question, format: st
 
 
 def _load_grader(folder: Path) -> Callable[[Mapping[str, Any], list[str]], dict[str, float]]:
-    """`process_results` of the written file, as the harness loads it."""
+    """The function `process_results` of the written file, loaded as the harness loads it."""
     spec = importlib.util.spec_from_file_location("potstill_exported_tasks", folder / TASKS_FILE)
     assert spec is not None and spec.loader is not None, "the file was just written"
     module = importlib.util.module_from_spec(spec)
@@ -110,8 +109,10 @@ def _load_grader(folder: Path) -> Callable[[Mapping[str, Any], list[str]], dict[
 def _compare_verdicts(
     run: ExportedRun, folder: Path, answered: Checkpoint, graded: Callable[..., dict[str, float]]
 ) -> dict[str, dict[str, Any]]:
-    """For each task the run's own greedy answers to its test questions, graded by the exported grader. Raises UserError
-    if a verdict differs."""
+    """Grade the run's greedy answers to its test questions with the exported grader. Raises UserError if a verdict differs.
+
+    Returns the parity figures per task.
+    """
     found = {}
     for format in run.recipe.evaluate.formats:
         by_set: dict[str, list[tuple[bool, bool]]] = {}
@@ -126,9 +127,9 @@ def _compare_verdicts(
             equal, right = sum(own == theirs for own, theirs in pairs), sum(own for own, _ in pairs)
             if equal < len(pairs):
                 raise not_equal(
-                    "the exported grader judges answers in another way", f"{set_name}: {equal} of {len(pairs)}"
+                    "the exported grader gives other verdicts", f"{set_name}: {equal} of {len(pairs)} are equal"
                 )
-            sentence = f"{equal} of {len(pairs)} verdicts equal; acc has to be {right / len(pairs):.4f}"
+            sentence = f"{equal} of {len(pairs)} verdicts equal; acc must be {right / len(pairs):.4f}"
             counts = {"questions": len(pairs), "equal": equal, "right": right, "accuracy": right / len(pairs)}
             found[task_name(set_name, format)] = {**counts, "sentence": sentence}
     return found
@@ -152,7 +153,7 @@ def load_documents(documents, **_):
 
 
 def process_results(doc, results):
-    """An answer as long as the limit ran out of tokens, and counts only if it has a marked answer."""
+    """Grade an answer. If it reached the token limit, it counts only if it has a marked answer."""
     text = results[0]
     ran_out = len(TOKENIZER.encode(text).ids) >= doc["potstill_max_tokens"]
     end = prompts.find_answer_sentence_end(text) if doc["potstill_stop_at_answer"] else None

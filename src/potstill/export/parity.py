@@ -1,4 +1,4 @@
-"""The parity of two engines: how many greedy answers to the same questions are equal, and how many are right.
+"""The parity of two engines: the number of equal greedy answers to the same questions, and of right answers.
 
 >>> AnswerParity(40, 38, 20, 21).sentence
 '38 of 40 greedy answers equal; right: 20 in potstill, 21 after the export'
@@ -19,7 +19,7 @@ from potstill.records import Prediction, Question
 
 @dataclass(frozen=True, slots=True)
 class AnswerParity:
-    """Counts over the same questions. right: in potstill; right_exported: after the export"""
+    """Counts over the same questions. right, right_exported: right answers in potstill, and after the export."""
 
     questions: int
     equal: int
@@ -38,7 +38,7 @@ class AnswerParity:
 
 
 def compare_answers(run: ExportedRun, own: Engine, exported: Engine, questions: Sequence[Question]) -> AnswerParity:
-    """Answer the questions with both engines, greedily, with the run's limit of tokens."""
+    """Answer the questions with both engines, greedily, with the run's token limit, and count equal and right answers."""
     first, second = (
         _answer(run, engine, questions, label) for engine, label in ((own, "potstill"), (exported, "export"))
     )
@@ -59,6 +59,6 @@ def _answer(run: ExportedRun, engine: Engine, questions: Sequence[Question], lab
 
 
 def not_equal(what: str, found: object) -> UserError:
-    """The error of an export that is not what the run has."""
+    """The error for an export that differs from the run."""
     hint = "nothing was written; please report this with the model's config.json and tokenizer.json"
     return UserError(what, code="E-export-parity", where="export", found=found, hint=hint)

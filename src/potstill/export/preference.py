@@ -1,15 +1,15 @@
-"""`potstill export RUN --as preference`: right and wrong chains of one question as pairs, for TRL's DPOTrainer.
+"""`potstill export RUN --as preference`: pairs of a right and a wrong chain of a question, for TRL's DPOTrainer.
 
-    pairs.jsonl    one pair a line: `prompt`, `chosen`, `rejected`
+    pairs.jsonl    one pair per line: `prompt`, `chosen`, `rejected`
     export.json    counts and the parity figures
 
-The prompt is the one that the student was trained on. For a student with a chat template all three are messages, which
-TRL writes in the template; for any other student they are texts, and TRL adds the end token.
+The prompt is the one on which the student was trained. For a student with a chat template, prompt and chains are messages,
+which TRL renders with the template; for other students, they are texts, to which TRL adds the end token.
 
-A chosen chain is one that the filter kept. A rejected chain has a wrong answer: a chain without an answer, or one that ran
-out of tokens, would teach the format and not the reasoning. Chains that the filter dropped for another reason than their
-answer are in no pair. The chains of a question are paired in an order that the
-run's seed and the question decide, and no chain is in two pairs.
+A chosen chain is a chain that the filter kept. A rejected chain has a wrong answer. Chains without an answer and truncated
+chains are not used, because they would teach the format, not the reasoning. Chains that the filter dropped for other
+reasons than their answers are not used, either. The run's seed and the question determine the order in which chains are
+paired. No chain is in two pairs.
 
     >>> choose_pairs(["right a", "right b"], ["wrong a", "wrong b", "wrong c"], seed=3, question="m/1", most=2)
     [('right a', 'wrong a'), ('right b', 'wrong b')]
@@ -42,7 +42,7 @@ PAIRS_FILE: Final = "pairs.jsonl"
 def choose_pairs(
     right: Sequence[str], wrong: Sequence[str], *, seed: int, question: str, most: int
 ) -> list[tuple[str, str]]:
-    """Pairs of a right and a wrong text of one question, at most `most`."""
+    """At most `most` pairs of a right and a wrong text of a question."""
 
     def shuffled(texts: Sequence[str]) -> list[str]:
         distinct = sorted(set(texts))
@@ -52,9 +52,9 @@ def choose_pairs(
 
 
 def export_preferences(run: ExportedRun, folder: Path, most: int) -> list[str]:
-    """Write the folder. Returns counts and parity figures, one sentence each.
+    """Write the folder. Returns sentences with counts and parity figures.
 
-    most  pairs per question
+    most  maximum number of pairs per question
 
     Raises UserError if no question has a right and a wrong chain.
     """
@@ -91,7 +91,7 @@ def export_preferences(run: ExportedRun, folder: Path, most: int) -> list[str]:
         counts = {"questions": len(questions), "questions_in_pairs": in_pairs, "pairs": len(rows)}
         sentences = [
             f"{len(rows)} pairs of {in_pairs} of {len(questions)} training questions",
-            f"prompts: {len(rows)} of {len(rows)} are the trained prompt, byte by byte",
+            f"prompts: {len(rows)} of {len(rows)} equal the trained prompt byte by byte",
             f"verdicts: {len(rows)} of {len(rows)} chosen chains graded right, {len(rows)} of {len(rows)} rejected wrong",
         ]
         about |= {
@@ -117,7 +117,7 @@ def _row(run: ExportedRun, student: Student, question: Question, chosen: str, re
 def _check_pairs(
     run: ExportedRun, student: Student, rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[Question, str, str]]
 ) -> None:
-    """Raises UserError if a written row is not the trained prompt with a right and a wrong chain."""
+    """Raise UserError if a written row is not the trained prompt with a right and a wrong chain."""
     for row, (question, _, _) in zip(rows, pairs, strict=True):
         texts = list(_texts(row))
         trained = student.render(run.prompt_of(question))
@@ -133,7 +133,7 @@ def _check_pairs(
             )
         verdicts = [grade(text, question.gold, question.task).grade for text in texts]
         if written != trained or verdicts != ["right", "wrong"]:
-            raise not_equal("a pair does not read back as it was chosen", f"{question.id}: {verdicts}")
+            raise not_equal("a written pair differs from the chosen pair", f"{question.id}: {verdicts}")
 
 
 def _texts(row: dict[str, Any]) -> Iterator[str]:

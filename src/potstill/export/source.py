@@ -1,4 +1,4 @@
-"""What is exported: the student of a finished run, the prompt that it was trained on, and the folder that is written.
+"""The source and target of an export: the student of a finished run, its trained prompt, and the written folder.
 
 >>> fill_prompt("Q: 1 + 1?\\n", "1 + 1?", "{question}")
 'Q: {question}\\n'
@@ -29,10 +29,7 @@ PLACE_HOLDER: Final = "potstill-place-of-the-question"
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A run whose student is exported.
-
-    task_prompts  task -> its prompt, as the stage `collect` stored them
-    """
+    """A run whose student is exported. task_prompts: task -> its prompt, as stored by the stage `collect`."""
 
     run_dir: Path
     recipe: Recipe
@@ -59,12 +56,12 @@ class ExportedRun:
         return run_questions.evaluation_prompt(question, format, self.task_prompts)
 
     def prompt_text(self, student: Student, inserted: str) -> str:
-        """The text that the student reads, with `inserted` where the question stands."""
+        """The text that the student reads, with `inserted` in place of the question."""
         question = Question("", PLACE_HOLDER, "", "", "test", "")
         return fill_prompt(student.render(self.prompt_of(question)), PLACE_HOLDER, inserted)
 
     def validation_questions(self, number: int) -> list[Question]:
-        """At most `number` validation questions, evenly spread over those of the target sets."""
+        """At most `number` validation questions, evenly spaced over the questions of the target sets."""
         section = self.recipe.questions
         sets = [*section.in_distribution, *section.out_of_distribution]
         questions = run_questions.read_questions(self.run_dir, sets, "validation")
@@ -73,7 +70,7 @@ class ExportedRun:
 
 
 def open_exported_run(run_dir: Path) -> ExportedRun:
-    """Raises UserError if the folder is no run, or if its questions are not collected yet."""
+    """The run in a folder. Raises UserError if the folder is not a run, or if its questions are not collected yet."""
     recipe = open_run(run_dir).recipe
     return ExportedRun(run_dir, recipe, run_questions.read_task_prompts(run_dir))
 
@@ -85,11 +82,13 @@ def fill_prompt(text: str, placed: str, inserted: str) -> str:
 
 @contextmanager
 def new_folder(folder: Path, form: str, run_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A folder that appears at `folder` if the block succeeds, and a dict of what its `export.json` says. It replaces an
-    earlier export. Raises UserError if the folder holds something else."""
+    """Yield a folder, which appears at `folder` if the block succeeds, and a dict for the content of its `export.json`.
+
+    It replaces an earlier export. Raises UserError if `folder` contains anything else.
+    """
     if folder.exists() and not (folder / EXPORT_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            "the folder holds something else than an export",
+            "the folder contains other files than an export",
             code="E-export-folder",
             where="--to",
             found=folder,
