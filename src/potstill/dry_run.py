@@ -118,7 +118,7 @@ def _student_lines(recipe: Recipe) -> list[str]:
     engine = "the adapters" if lora else f"{8 * gib:.2f} GiB"
     lines = [
         f"student           {weights}",
-        f"  prompts         {'in its own chat template (student.chat: false for plain ones)' if chat else 'plain'}",
+        f"  prompts         {'in the chat template (plain prompts: student.chat: false)' if chat else 'plain'}",
         *_thought_lines(chat),
         f"  parameters      {count}",
         f"  memory          {per_parameter * gib:.2f} GiB: {parts}, {per_parameter} bytes per parameter,",

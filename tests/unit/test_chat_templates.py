@@ -95,7 +95,7 @@ def test_training_and_evaluation_ask_with_the_same_ids(tuned: Path, world: Path,
     """A whole run of a tuned student; its checkpoint, opened as evaluation opens it, reads what the lesson taught."""
     changes = (f"student={{model: {tuned}}}", "train.steps=1", "train.checkpoint_every=1")
     recipe = tiny.recipe(world, *changes)
-    assert "in its own chat template" in dry_run.describe_run(recipe)
+    assert "in the chat template (plain" in dry_run.describe_run(recipe)
     run_dir = tiny.make(world, tmp_path / "run", *changes)
     trained = checkpoint.open_checkpoint(run_dir, recipe, Checkpoint(1))
     rows = examples.read_training_data(run_dir, recipe, models.from_recipe(recipe)).examples(1)

@@ -92,4 +92,4 @@ def test_the_plan_says_that_the_teacher_is_asked_in_its_template(world: Path, tm
     shutil.copytree(tuned, tmp_path / "here" / "chatty")
     for model, said in (("teacher", False), ("chatty", True)):
         text = dry_run.describe_run(tiny.recipe(tmp_path / "here", f"teacher.model={model}"))
-        assert ("in its own chat template (teacher.chat: false" in text) == said
+        assert ("in the model's chat template (plain prompts: teacher.chat: false" in text) == said

@@ -308,7 +308,7 @@ def _have_same_gold(first: Question, other: Question) -> bool:
 
 
 def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
-    """Pairs of questions of different splits with the same canonical form; the one of the earlier split is first.
+    """Pairs of questions of different splits with the same canonical form. The question of the earlier split is first.
 
     A training question leaks if it equals a validation or test question of any set, a validation question if it equals
     a test question. Dropping the first question of every pair removes the leaks.

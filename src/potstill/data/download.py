@@ -35,22 +35,22 @@ OTHER_WAY: Final = "get the file with another tool and name it with `file`"
 
 
 class _TransientError(Exception):
-    """A fault after which a retry may succeed."""
+    """An error after which a retry may succeed."""
 
 
 def cache_path(url: str, sha256: str) -> str:
-    """The path of a URL's copy below the cache folder."""
+    """The path of a URL's copy, relative to the cache folder."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", urllib.parse.urlsplit(url).path.rpartition("/")[2]).lstrip(".")
     return f"url/{sha256}/{name[-100:] or 'set.jsonl'}"
 
 
 def fetch_url(key: str, url: str, sha256: str) -> Path:
-    """The verified copy of a file, downloaded if there is none.
+    """The path of the verified copy of a file, which is downloaded if it is missing.
 
-    key     of the recipe, for messages
-    sha256  64 hexadecimal digits that the file must have
+    key     recipe key, for messages
+    sha256  required digest, 64 hexadecimal digits
 
-    Raises UserError if the file cannot be downloaded or has another digest; then nothing is left behind.
+    Raises UserError if the file cannot be downloaded or has another digest. Nothing is stored then.
     """
     path = storage.cache_folder() / cache_path(url, sha256)
     if path.is_file() and storage.file_digest(path) == sha256:

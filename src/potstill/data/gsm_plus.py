@@ -1,4 +1,4 @@
-"""Grading of GSM-Plus (Li et al. 2024), in which an eighth of the questions lack a condition and have the gold answer "None".
+"""Grading of GSM-Plus (Li et al. 2024). An eighth of its questions lack a condition and have the gold answer "None".
 
     >>> grade_gsm_plus("5 - 2 = 3. The answer is 3.", "3"), grade_gsm_plus("I assume 4 cars. The answer is 4.", "None")
     ((True, '3'), (False, '4'))
@@ -7,8 +7,8 @@
     >>> grade_gsm_plus("She has some cars.", "None") is None
     True
 
-A number answers such a question wrongly. It is answered rightly by "None", and by a last statement that the question
-cannot be answered. The other gold answers are graded as the form of each says, which is a number.
+For these questions, a number is wrong; "None" is right, and so is a last statement that the question cannot be answered.
+The other gold answers are numbers, and are graded as such.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Final
 from potstill.grading import grade, markers
 
 UNANSWERABLE: Final = "None"
-_MAX_CHARS: Final = 300  # of the end of a text, in which the statement must be
+_MAX_CHARS: Final = 300  # the statement must be within this number of characters at the end of a text
 _NOT: Final = r"(?:(?:do|does|can|could|is|are|was|were)(?:\s?not|n?['\u2019]t)|unable\sto|impossible\sto|no\sway\sto)"
-# A last sentence that says so may name numbers of the question: "We don't know how old she is in 10 years."
+# A last sentence with such a statement may contain numbers of the question: "We don't know how old she is in 10 years."
 _NOT_KNOWN: Final = re.compile(
     rf"\b{_NOT}\s(?:be\s|been\s)?(?:know|determin|say|tell|told|find|found|calculat|comput|answer|solv|figur|given|stated"
     r"|specified|provided|mentioned|enough|sufficient|possible)",
@@ -37,7 +37,7 @@ _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+|\n")
 
 
 def grade_gsm_plus(text: str, gold: str) -> tuple[bool, str] | None:
-    """Whether a text answers a question of GSM-Plus rightly, and its answer; None if it has none."""
+    """Whether a text has the right answer to a question of GSM-Plus, and its answer; None without an answer."""
     if gold.strip() != UNANSWERABLE:
         verdict = grade(text, gold)
         return None if verdict.answer is None else (verdict.grade == "right", verdict.answer)

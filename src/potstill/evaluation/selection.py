@@ -81,7 +81,7 @@ def mean_set_accuracy(outcomes: Outcomes) -> float:
 
 
 def count_since_best(values: Sequence[float]) -> int:
-    """The number of values after the best value; of equal best values, after the first.
+    """The number of values after the best value. If several values are best, the first of them counts.
 
     >>> count_since_best([0.1, 0.3, 0.2, 0.3]), count_since_best([0.1, 0.3, 0.4])
     (2, 0)

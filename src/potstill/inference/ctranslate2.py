@@ -3,21 +3,22 @@
     engine = open_engine(student, "ctranslate2-int8")      # convert the student, compare the scores, load the conversion
     export_student(student, folder, "int8")                # write the conversion for other programs
 
-CTranslate2 changes results silently in several ways. What this module does about each:
-- Its converter reads `tie_word_embeddings` with the meaning of transformers 4 and divides a FlanT5's logits by
-  d_model^0.5, which changes scores and samples but not greedy texts. The scale is set from the student's own head, and
-  a conversion whose scores differ by more than PARITY_TOLERANCE is refused.
-- Its converter modifies a causal model: it receives a copy.
-- It truncates inputs at 1,024 tokens: that limit is disabled, and what does not fit the model is refused.
-- Its scores are divided by the length and its token strings are ambiguous: texts are scored again, token by token, and
-  the vocabulary consists of the token numbers (an exported folder has the tokenizer's own strings, which its users need).
-- In a batch with a causal prompt of one token, the other prompts are returned as part of their texts: such a prompt
-  gets a separate call.
-- It returns samples sorted by score, so the first ones would be the best: they are put in a random order of our own.
-- A seed only affects a translator that is opened after it: one is opened per batch.
+CTranslate2 silently changes results in several ways. This module prevents each of them:
+- Its converter reads `tie_word_embeddings` with the meaning of transformers 4, and divides a FlanT5's logits by
+  d_model^0.5. This changes scores and samples, but not greedy texts. Here, the student's head determines the scale, and a
+  conversion whose scores differ by more than PARITY_TOLERANCE is refused.
+- Its converter modifies a causal model. It gets a copy.
+- It truncates inputs after 1,024 tokens. This limit is disabled, and prompts that are too long for the model are refused.
+- It divides scores by the length, and its token strings are ambiguous. Texts are scored again, token by token, and the
+  vocabulary consists of token numbers (an exported folder has the tokenizer's strings, which its users need).
+- In a batch with a causal prompt of one token, it returns the other prompts as parts of their texts. Such a prompt gets a
+  separate call.
+- It sorts samples by score, so the first samples would be the best. They are shuffled.
+- A seed affects only translators that are opened later. A new translator is opened for every batch.
 
-Greedy texts equal those of the reference except where two tokens are equally likely up to float noise (int8: up to its
-rounding). Samples depend on their batch; batches are a function of the requests, so a resumed run samples the same.
+Greedy texts equal those of the reference engine, unless two tokens are equally likely up to floating-point noise (int8: up
+to its rounding). Samples depend on their batch. Batches are a function of the requests, so a resumed run gets the same
+samples.
 """
 
 from __future__ import annotations

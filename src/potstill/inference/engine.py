@@ -136,8 +136,8 @@ class Engine(Protocol):
 
         on_tokens  function that is called with the number of tokens since the last call, as often as the engine can
 
-        Raises UserError if a prompt together with `max_tokens` exceeds the positions of the model (nothing is ever
-        truncated silently), or if the engine does not support an option of `decode`.
+        Raises UserError if a prompt and `max_tokens` together exceed the positions of the model (engines never truncate
+        silently), or if the engine does not support an option of `decode`.
         """
         ...
 

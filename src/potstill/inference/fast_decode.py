@@ -42,7 +42,7 @@ from potstill.inference.kv_cache import (
 from potstill.models import Student
 
 SUPPORTED_ROPE_TYPES: Final = ("default", "linear", "llama3")  # rotary embeddings that do not depend on the length
-MIN_SHARED: Final = 8  # tokens of a common beginning that is worth a forward pass of its own
+MIN_SHARED: Final = 8  # minimum length in tokens of a common beginning that gets a separate forward pass
 ATTENTION_LAYERS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v", "o")
 
 
@@ -75,10 +75,10 @@ def supports_fast_decode(student: Student) -> bool:
 class _PromptCache:
     """Keys and values [p, h, s, d] of p prompts, a pair per layer. `owners` [n]: the prompt that each row continues.
 
-    Attention of n rows to p prompts is one batched matrix product over prompts. Its operands need the same number of
-    rows for every prompt, so each prompt gets `slots` of them, as many as the prompt with most rows needs; a row's slot
-    is `slot_of_row`, unused slots hold zeros and their results are never read. A query [n, h, g, d] has g query heads
-    per key head. Queries and weights are float32, and so are the products, whatever the dtype of keys and values.
+    Attention of n rows to p prompts is a batched matrix product over prompts. Its operands need the same number of rows
+    per prompt. Each prompt therefore gets `slots` rows, as many as the prompt with the most rows needs. `slot_of_row` has
+    the slot of each row; unused slots contain zeros, and their results are never read. A query [n, h, g, d] has g query
+    heads per key head. Queries, weights and products are float32, independent of the dtype of keys and values.
     """
 
     def __init__(self, pairs: Sequence[Sequence[Tensor]], mask: Tensor, owners: list[int]) -> None:

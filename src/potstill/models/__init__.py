@@ -44,7 +44,7 @@ from potstill.models.student import (
 )
 from potstill.models.weight_files import StoredDType
 
-VERSION: Final = 1  # of prompts as a model reads them, of random weights, and of what the models compute
+VERSION: Final = 1  # version of the rendering of prompts, of random weights, and of the computation of models
 
 __all__ = [
     "ADAPTER_FOLDER",

@@ -107,7 +107,7 @@ class ChatTemplate:
     end_of_turn: int | None = None
 
     def render(self, prompt: Prompt) -> str:
-        """The turns in the template, up to where the assistant's answer begins.
+        """The text of the turns in the template, up to the beginning of the assistant's answer.
 
         Raises UserError if a turn contains a special token as text, or if the template refuses the turns.
         """

@@ -253,7 +253,7 @@ def _detect_family(config: Any, folder: Path, required: Family | None) -> Family
             hint=f"use one of {', '.join(t5.MODEL_TYPES)}, or a decoder-only model",
         )
     if required not in (None, family):
-        what, found = f"the folder must hold a {required} model", f"{config.model_type} ({family})"
+        what, found = f"the folder must contain a {required} model", f"{config.model_type} ({family})"
         raise UserError(what, code="E-model-wrong-family", where=where, found=found)
     return family
 

@@ -127,7 +127,7 @@ def decode_text(data: bytes, path: Path) -> str:
         what, where = f"not UTF-8 at byte {fault.start}", f"{path} line {line}" if line > 1 else path
         raise UserError(what, code="E-storage-not-utf8", where=where, hint=hint) from None
     text = text.replace("\r\n", "\n").removeprefix(BOM)
-    return text.replace(f"\n{BOM}", "\n") if BOM in text else text  # concatenated files, each with its own mark
+    return text.replace(f"\n{BOM}", "\n") if BOM in text else text  # concatenated files, each with a byte order mark
 
 
 def shorten(text: str) -> str:

@@ -284,7 +284,7 @@ def damage_hint(stage: str, identity: Identity | None = None) -> str:
         return f"{restore}. `potstill collect` with a copy of the recipe under another name makes the same bytes again"
     if stage == "sample" and (identity is None or not identity.recipe or _is_server_identity(identity)):
         return restore
-    return f"{restore}. Or make the stage and all later ones again with --redo {stage}"
+    return f"{restore}. Or make this stage and all later stages again with --redo {stage}"
 
 
 def has_server_chains(run_dir: Path) -> bool:

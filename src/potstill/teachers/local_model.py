@@ -149,7 +149,7 @@ class LocalModel(Scorer):
             f"  requests        {len(questions)} questions x {teacher.samples} = {chains} chains of at most"
             f" {chains * teacher.max_tokens} tokens",
             f"  stores          {teacher.top_logprobs} log-probabilities per token, temperature {teacher.temperature}",
-            *(["  prompts         in its own chat template (teacher.chat: false for plain ones)"] if chat else []),
+            *(["  prompts         in the model's chat template (plain prompts: teacher.chat: false)"] if chat else []),
         ]
 
     def _folder_or_none(self) -> Path | None:

@@ -248,7 +248,7 @@ def _reduced_forms(capabilities: Capabilities, n: int) -> list[Capabilities]:
 
 
 def _refused_parameter(reply: Reply, body: dict[str, Any]) -> str:
-    """The parameter that the server refuses: the one in the error's field, or the first one that its message names."""
+    """The parameter that the server refuses: from the error's field, or the first parameter in the message."""
     if reply.parameter in body:
         return reply.parameter
     message = reply.message

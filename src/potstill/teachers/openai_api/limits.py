@@ -39,7 +39,7 @@ from potstill.teachers.protocol import UsageMeter
 
 __all__ = ["AimdLimiter", "Budget", "Prompt", "Turn"]
 INITIAL_LIMIT: Final = 4.0  # concurrent requests at the start; a quarter of the maximum if that is larger
-MAX_BACKOFF: Final = 30.0  # seconds between two tries, unless the server asks for more
+MAX_BACKOFF: Final = 30.0  # maximum seconds between two tries, unless the server requests more
 FAILURES_UNTIL_DOWN: Final = 16  # failures in a row after which a server counts as down
 OUTAGE_REPORT_INTERVAL: Final = 60.0  # seconds between two lines about a server that stays down
 TOKENS_PER_BYTE_AT_MOST: Final = 0.5  # upper bound for prompts, until the server has counted a prompt

@@ -75,7 +75,7 @@ class OpenAITeacher(Scorer):
         changed = [f"{name}: {before[name]} -> {row[name]}" for name in FIXED_CAPABILITIES if before[name] != row[name]]
         if changed:
             raise UserError(
-                "the server is not the one with which this run began",
+                "this is another server than at the start of the run",
                 code="E-teacher-server-changed",
                 where=settings.urls[0],
                 found="; ".join(changed),
