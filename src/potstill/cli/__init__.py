@@ -126,7 +126,7 @@ def demo_command() -> None:
 def data_command(
     names: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="NAME", help="Sets to fetch; without a name all are listed.", show_default=False),
+        typer.Argument(metavar="NAME", help="Sets to fetch; without a name, all sets are listed.", show_default=False),
     ] = None,
     to: Annotated[
         Optional[Path],  # noqa: UP045
@@ -136,7 +136,7 @@ def data_command(
 ) -> None:
     """Fetch the built-in sets, prompts and T5's tokenizer by name.
 
-    Without a name: what there is, what is here, its size, licence and source.
+    Without a name, list all sets with their state, size and licence.
     """
     from potstill.cli import public_sets
 
@@ -217,19 +217,21 @@ def ask_command(
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="NAME",
-            help="Prompt format, such as zero-shot-rationale; the one that selected the student if not given.",
+            help="Prompt format, such as zero-shot-rationale; by default, the format that selected the student.",
             show_default=False,
         ),
     ] = None,
     task: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Task of the questions, such as bbh/navigate, for a student of several.", show_default=False),
+        typer.Option(
+            help="Task of the questions, such as bbh/navigate, if the student has several.", show_default=False
+        ),
     ] = None,
     calculator: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option(
             "--calculator/--no-calculator",
-            help="Whether sums are calculated; as measured if not given.",
+            help="Whether a calculator writes results; by default, as in the evaluation.",
             show_default=False,
         ),
     ] = None,
@@ -243,7 +245,7 @@ def ask_command(
         bool, typer.Option("--json", help="Print one JSON row per question, for `potstill grade`.")
     ] = False,
 ) -> None:
-    """Ask a trained student, with the prompt it was measured with."""
+    """Ask a trained student, with the prompt of its evaluation."""
     from potstill.cli import ask
 
     ask.ask(
@@ -285,7 +287,7 @@ def export_command(
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="KIND",
-            help="Type of the weights. gguf: F32, F16, BF16 or Q8_0; by default the student's own. ctranslate2: float32"
+            help="Type of the weights. gguf: F32, F16, BF16 or Q8_0; by default, as the student. ctranslate2: float32"
             " (default) or int8.",
             show_default=False,
         ),
@@ -293,11 +295,11 @@ def export_command(
     questions: Annotated[
         int, typer.Option(min=1, help="Validation questions that compare answers, for gguf and ctranslate2.")
     ] = 40,
-    pairs: Annotated[int, typer.Option(min=1, help="Most pairs per question, for preference.")] = 1,
+    pairs: Annotated[int, typer.Option(min=1, help="Maximum number of pairs per question, for preference.")] = 1,
 ) -> None:
     """Export chains, the student or the questions for other programs.
 
-    What other programs read is compared with the run, and the figures are printed.
+    The exported files are read back and compared with the run; the parity figures are printed.
     """
     from potstill.cli import export, status
 
@@ -305,7 +307,7 @@ def export_command(
     to_output = form in (ExportFormat.messages, ExportFormat.jsonl)
     if to_output != (to is None):
         what = f"--to is {'not ' if to_output else ''}needed for {form.value}"
-        hint = "messages and jsonl go to standard output; add --to FOLDER for the others"
+        hint = "messages and jsonl go to standard output; add --to FOLDER for all other formats"
         raise UserError(what, code="E-cli-export-out", where="--to", hint=hint)
     if to is None:
         for row in export.export_rows(run_dir, form.value):

@@ -115,7 +115,7 @@ def _grade_answer(text: str, gold: Any, task: str | None, stop: StopReason | Non
 
 
 def _read_stop(row: Mapping[str, Any], where: str) -> StopReason | None:
-    """The stop reason of the text; None if the row has none.
+    """The stop reason of the text; None if the row does not have one.
 
     Raises UserError for an unknown stop reason, because a truncated text must not be graded as a complete text.
     """
