@@ -177,7 +177,7 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
         lines += [
             f"  time            {flops:.2g} operations (6 x parameters x tokens):",
             f"{INDENT}{', '.join(times)};",
-            f"{INDENT}{local}, the speed of a matrix product here",
+            f"{INDENT}{local}, measured on this machine with a matrix product",
         ]
     if section.early_stopping_patience is not None:
         patience = f"{section.early_stopping_patience} checkpoints without improvement on validation"

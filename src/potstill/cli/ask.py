@@ -68,7 +68,7 @@ def ask(
     decoding = query.with_decoding(settings, calculator=calculator, vote=vote)
     if settings.decodings and decoding not in settings.decodings:
         measured = ", ".join(settings.decodings)
-        progress.print_line(f"{decoding} was not measured for this student; measured: {measured}", "yellow")
+        progress.print_line(f"{decoding} was not evaluated for this student; evaluated decodings: {measured}", "yellow")
 
     def answer(rows: list[AskedRow]) -> list[Answer]:
         asked = [AskedQuestion(row.question, row.task or task, row.id) for row in rows]

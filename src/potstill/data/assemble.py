@@ -29,7 +29,7 @@ class AssembledQuestions:
     unused     set -> number of questions that the run does not use
     leaks      number of questions dropped because a later split also has them
     templates  set -> split -> ids of questions that differ from a training question only in numbers and names
-    dropped    number of training questions dropped because they differ from an evaluation question only in these
+    dropped    number of training questions dropped because they differ from an evaluated question only in this way
     limited    `set.split` -> number of questions without `questions.limit`, for splits from which it left out questions
     """
 

@@ -286,7 +286,7 @@ def _read_choices(
 ) -> Options | None:
     """The options of a record; None without the field, or if the question already offers the options.
 
-    required  raise UserError if the field has no options
+    required  whether to raise UserError if the field has no options
     """
     if name not in row or answer_type not in (None, "choice"):
         if required:

@@ -3,7 +3,7 @@
     rows = measure_texts(student, ["The cat sat on the mat.", "It rained."])
     sum(row.bits for row in rows) / sum(row.bytes for row in rows)       # bits per byte
 
-Bits per byte does not depend on the tokenizer, so different models can be compared. It changes long before an accuracy.
+Bits per byte does not depend on the tokenizer, so different models can be compared. It changes long before accuracy does.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ class TransformersEngine:
         )
 
     def _step(self, ids: list[int], values: list[float], position: int) -> tuple[Candidate, ...]:
-        """The outcomes of a step. The last id is the sampled token, which may also occur before."""
+        """The outcomes of a step. The last id is the sampled token, which may also be among the ids before it."""
         sampled = ids[-1]
         if sampled in ids[:-1]:
             ids, values = ids[:-1], values[:-1]

@@ -138,7 +138,7 @@ def shorten(text: str) -> str:
 
 
 def read_parquet_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the bytes of a Parquet file."""
+    """The rows of a Parquet file. data: the content of the file."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -152,7 +152,7 @@ def read_parquet_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_arrow_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the bytes of an Arrow file or stream."""
+    """The rows of an Arrow file or stream. data: the content of the file."""
     import pyarrow as pa
 
     open_reader = pa.ipc.open_file if data.startswith(ARROW_MAGIC[0]) else pa.ipc.open_stream
@@ -384,7 +384,7 @@ def _read_table(text: str, separator: str, path: Path) -> Iterator[DatasetRow]:
 
 
 def _read_cells(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]:
-    """The first line and the cells of every row that is not empty."""
+    """The number of the first line, and the cells, of every row that is not empty."""
     limit = csv.field_size_limit(MAX_CONTENT_BYTES)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows, first_line = [], 1
