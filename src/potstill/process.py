@@ -40,7 +40,9 @@ PORT_RANGE: Final = 20000  # the number of ports that are used, and also the fir
 
 @dataclass(frozen=True, slots=True)
 class ProcessRank:
-    """rank      number of the process, from 0
+    """The rank of a process among the processes of its launcher.
+
+    rank      number of the process, from 0
     world     number of processes
     local     number of the process on its machine, from 0
     launched  whether a launcher (torchrun, srun) started the process

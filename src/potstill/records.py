@@ -84,7 +84,7 @@ Split = Literal["train", "validation", "test"]
 
 
 class End(enum.Enum):
-    """The outcome that the text ends, for any model and its end token."""
+    """The outcome "the text ends here". It stands for the end token of any model."""
 
     END = "end"
 
@@ -326,8 +326,8 @@ class Score:
     stopped for that.
 
     The other fields are for sets of several tasks (BBH), and None for other sets. `macro` is the unweighted mean of the
-    tasks' accuracies. While `low` and `high` are an interval for other questions of the same tasks, these intervals are
-    for other tasks: `macro_low` to `macro_high` for `macro`, and `tasks_low` to `tasks_high` for `accuracy`.
+    tasks' accuracies. The interval from `low` to `high` is valid for other questions of the same tasks. The intervals for
+    other tasks are `macro_low` to `macro_high` for `macro`, and `tasks_low` to `tasks_high` for `accuracy`.
     """
 
     checkpoint: Checkpoint
@@ -352,7 +352,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """How well a checkpoint predicts the texts of a name in `evaluate.texts`: bits and bytes of each text, in order."""
+    """The bits that a checkpoint needs for texts: a measure of how well it predicts them.
+
+    name   name of the texts in `evaluate.texts`
+    bits   negative base-2 log-probability of each text, in order
+    bytes  number of bytes of each text
+    """
 
     checkpoint: Checkpoint
     name: str
@@ -361,7 +366,7 @@ class TextScore:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of all texts together: a long text counts more than a short one."""
+        """The bits of all texts divided by their bytes, so that a long text counts more than a short one."""
         return math.fsum(self.bits) / sum(self.bytes)
 
 

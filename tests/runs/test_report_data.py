@@ -74,7 +74,7 @@ def test_a_missing_control_is_said_with_what_to_do(data: Path, own: Path) -> Non
     with pytest.raises(UserError) as fault:
         tiny.make(data, own / "tiny", "report.controls=[nowhere]")
     assert (fault.value.code, fault.value.where) == ("E-report-control-unfinished", "report.controls")
-    assert fault.value.found == f"{own / 'nowhere'} is missing" and "`name: nowhere`" in fault.value.hint
+    assert fault.value.found == f"{own / 'nowhere'} does not exist" and "`name: nowhere`" in fault.value.hint
 
 
 @pytest.mark.parametrize(

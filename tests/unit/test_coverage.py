@@ -179,4 +179,4 @@ def test_a_rewriting_in_the_recipe_reaches_the_targets_and_the_page(world: Path,
     plain = json.loads((tiny.make(world, tmp_path / "plain", until="align") / "align" / "manifest.json").read_text())
     assert counts["positions"] > plain["counts"]["positions"], "`plus` is spelt in letters"
     page = (run_dir / "report" / "index.html").read_text("utf-8")
-    assert "Replaced in the chains before alignment" in page
+    assert "Characters replaced in the chains before alignment" in page

@@ -202,7 +202,9 @@ def _find_borders(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class NormalizedText:
-    """text          the letters, without anything that tokenizers add, drop or fold
+    """A normalized text, and the offsets of its letters in the original.
+
+    text          the letters, without anything that tokenizers add, drop or fold
     starts, ends  [letters] start and end of each letter's bytes in the original
     """
 

@@ -140,7 +140,7 @@ def _cap_total(row: dict[Outcome, float]) -> dict[Outcome, float]:
 def apply_span_rule(
     chain: Chain, vocabulary: Vocabulary, ids: Sequence[int], offsets: np.ndarray
 ) -> dict[int, Distribution]:
-    """The distributions by position. Student tokens on exactly the bytes of one teacher token have one, and so may the end.
+    """The distributions by position, for student tokens on exactly the bytes of one teacher token, and for the end.
 
     ids, offsets  [n] and [n, 2]: the tokens of the chain's text, and their offsets in its content
     """

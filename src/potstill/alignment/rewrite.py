@@ -116,9 +116,9 @@ def _splice_token(
     content: bytes | None = None,
     shift: int = 0,
 ) -> Chain:
-    """The chain with `token`, or no token if None, in place of the tokens `first` to `after` - 1.
+    """Replace the tokens from `first` up to but not including `after` by one token.
 
-    token    bytes, span and candidates of the new token
+    token    bytes, span and candidates of the new token; None removes the tokens
     content  the new content; None keeps the chain's
     shift    the number of bytes by which the spans of later tokens move
     """
@@ -154,8 +154,8 @@ def replace_characters(chain: Chain, characters: Mapping[str, str]) -> Chain:
     """The chain with each key of `characters` replaced by its value; the same object if the chain contains no key.
 
     Candidates that become equal are merged, and their probabilities are added. Tokens that share a replaced character
-    become one token. Its candidates are those of its first part, and those of every later part with the sampled parts
-    before them; their probabilities follow from the chain rule. Replaced text is not searched again.
+    become one token. A candidate of a later part is then written after the sampled parts before it, and its probability
+    is multiplied by their probabilities (chain rule). Replaced text is not searched again.
     """
     if not characters:
         return chain

@@ -23,7 +23,9 @@ MAX_DTW_CELLS: Final = 10**8  # a cell takes at most about 12 bytes
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DtwAlignment:
-    """cost    the least sum of edit distances; infinite if only one side has tokens
+    """The result of `dtw`.
+
+    cost    the least sum of edit distances; infinite if only one side has tokens
     groups  [student tokens] the indices of the teacher tokens aligned to each student token, ascending
     """
 

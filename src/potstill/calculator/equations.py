@@ -151,7 +151,8 @@ def compact_expression(expression: str) -> str:
 
 
 def _is_judgeable(text: str, equation: Equation) -> bool:
-    """Whether an equation can be read in only one way: no text before it belongs to it, and it has no letters or units."""
+    """Whether an equation can be read in only one way. Its expression must not begin earlier in the text, and it must have
+    no letters and no unit."""
     start = equation.start
     tail = calculator.EXPRESSION_TAIL.search(text[max(0, start - calculator.LOOKBACK_CHARS) : start])
     assert tail is not None

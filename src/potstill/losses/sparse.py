@@ -283,7 +283,11 @@ class _Head:
         return states, logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
     def add_gradient(self, rows: slice, states: Tensor, gradient: Tensor) -> None:
-        """Add the gradients of a chunk. `gradient` [rows, v] is the one with respect to the logits before the softcap."""
+        """Add the gradients of a chunk.
+
+        states    [rows, d] hidden states of the chunk
+        gradient  [rows, v] gradient of the loss with respect to the logits before the softcap
+        """
         if self._bias_gradient is not None:
             self._bias_gradient += gradient.sum(0)
         if self._hidden_gradient is not None:
@@ -301,7 +305,7 @@ class _Head:
 
 
 def softcap_slope(logits: Tensor, softcap: float | None) -> Tensor | None:
-    """The derivative of softcap * tanh(x / softcap), which is 1 - tanh^2, from the logits after the softcap."""
+    """The derivative 1 - tanh(x / softcap)^2 of the softcap, computed from the logits after it; None without a softcap."""
     return None if softcap is None else 1 - (logits / softcap).square()
 
 
@@ -342,7 +346,7 @@ def chunked_logit_function(
     settings: HeadSettings,
     *inputs: Tensor,
 ) -> Tensor:
-    """A function of the logits of hidden states, differentiable in hidden, lm_head and bias, in chunks of rows.
+    """Compute a function of the logits in chunks of rows. It is differentiable with respect to hidden, lm_head and bias.
 
     compute        function of a chunk: (logits, *inputs) -> (values, *other tensors that the gradient needs)
     differentiate  function of a chunk: (logits, gradient of the values, values, *other tensors, *inputs) -> gradient
@@ -436,7 +440,9 @@ class _WeightedSparseKL(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class KernelTiming:
-    """kernel   the faster kernel
+    """The result of `measure_kernels`.
+
+    kernel   the faster kernel
     seconds  time for one chunk, by kernel
     failure  why compiling failed; None if it did not fail
     """

@@ -7,8 +7,8 @@
     >>> print(format_f_string("Q: ", "\\nA {} B\\n"))
     f"Q: {question}\\nA {{}} B\\n"
 
-Foreign texts (the recipe, prompts, notes) are in code blocks or plain sentences. The section "How to query it" has a
-program that needs only transformers; a test takes it out of the card and compares its answers with those of the run.
+Texts from outside (the recipe, prompts, notes) are in code blocks or plain sentences. The section "How to query it" has a
+program that needs only transformers. A test runs this program and compares its answers with the answers of the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from potstill.report.html import controls_sentence, summary_sentence
 from potstill.report.licences import BaseModel, SetSource
 from potstill.report.model import ONE_SEED_NOTE, ReportData, licence_note
 
-VERSION: Final = 1  # of what the card and the other files about asking hold; the report stage stores it
+VERSION: Final = 1  # of the card and the other files about queries; stored in the manifest of the stage `report`
 PIPELINE_TAGS: Final = {"t5": "text2text-generation", "causal": "text-generation"}
 MODEL_CLASSES: Final = {"t5": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}
 MAX_LINE: Final = 100  # characters of a line of the program, before a long prompt is split
@@ -36,16 +36,18 @@ MAX_LINE: Final = 100  # characters of a line of the program, before a long prom
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What the card says beside the report.
+    """The facts on the card that are not part of the report.
 
-    family           t5 or causal
-    base             None: random weights
-    settings         None: no two texts around a question are the prompt
-    tokenizer_class  of transformers, which gives the student's own token ids; None: no class does
-    has_template     whether the folder's chat template is the trained prompt
-    end_tokens       that end a text, as text
-    weights_dtype    of the weights in the folder
-    adapter_base     the base of the LoRA adapter in the folder; None: it has none
+    family              t5 or causal
+    base                the base model; None for random weights
+    sets                the data sets of the run
+    settings            settings of the evaluation; None if the prompt is not the question between two fixed texts
+    tokenizer_class     class of transformers that gives the student's own token ids; None if no class does
+    has_template        whether the folder's chat template is the trained prompt
+    end_tokens          names of the tokens that end a text
+    has_teacher_chains  whether the student was trained on a teacher's chains
+    weights_dtype       dtype of the weights in the folder
+    adapter_base        base of the LoRA adapter in the folder; None if the folder has no adapter
     """
 
     family: str
@@ -61,7 +63,7 @@ class CardFacts:
 
 
 def render_card(data: ReportData, facts: CardFacts) -> str:
-    """The whole card."""
+    """The card as Markdown text with front matter."""
     stated = [(item.name, item.licence) for item in facts.sets]
     stated += (
         [(name, facts.base.licence) for name in (facts.base.name, Path(facts.base.name).name)] if facts.base else []
@@ -88,7 +90,7 @@ def render_card(data: ReportData, facts: CardFacts) -> str:
 
 
 def _metadata(facts: CardFacts) -> dict[str, Any]:
-    """The fields of ModelCardData, without those that are not known."""
+    """The fields of ModelCardData. Unknown fields are left out."""
     base, trained = facts.base, [item for item in facts.sets if item.use != "evaluation"]
     fields: dict[str, Any] = {"library_name": "transformers"}
     fields |= hub.licence_fields(base.licence, base.link) if base else hub.licence_fields(None)
@@ -132,7 +134,7 @@ def _query_section(facts: CardFacts) -> list[str]:
     rendered = "It is rendered in the model's own chat template. " if settings.is_chat else ""
     parts = [
         "## How to query it",
-        "This student was trained and measured with one prompt, and it answers worse if it is asked in other words."
+        "This student was trained and measured with one prompt. It answers worse with any other prompt."
         f" {rendered}The question replaces `{{question}}`; the prompt ends in {_describe_end(after)}:",
         _fence(f"{before}{{question}}{after}".rstrip("\n"), "text"),
         _describe_decoding(facts, settings),
@@ -156,15 +158,15 @@ def _query_section(facts: CardFacts) -> list[str]:
         ]
     if facts.has_template:
         parts.append(
-            "The folder's chat template is the same prompt around one user message, so"
-            ' `pipeline("text-generation")` with one message `{"role": "user", "content": question}` asks the same. It'
-            " refuses other conversations."
+            "The folder's chat template puts the same prompt around one user message, so"
+            ' `pipeline("text-generation")` with one message `{"role": "user", "content": question}` gives the same prompt.'
+            " The template refuses other conversations."
         )
     if facts.adapter_base is not None:
         parts.append(
-            "The folder `adapter` holds the LoRA adapter alone, for peft:"
+            "The folder `adapter` contains the LoRA adapter alone, for peft:"
             f' `PeftModel.from_pretrained(base_model, folder, subfolder="adapter")` with the base {facts.adapter_base}. The'
-            " figures are those of the merged weights, which differ from base and adapter by rounding."
+            " figures are for the merged weights, which differ from the base with the adapter by rounding."
         )
     parts.append(
         '`potstill ask FOLDER "question"` reads the settings from `potstill.json`, which also has the prompts of other'
@@ -185,7 +187,7 @@ def _describe_decoding(facts: CardFacts, settings: QuerySettings) -> str:
     if settings.stop_at_answer:
         stop += ', or after the first complete sentence with "answer is"'
     if facts.weights_dtype != "float32":
-        stop += f". The weights are stored in {facts.weights_dtype}, as those of the base are, and were measured so"
+        stop += f". The weights are stored in {facts.weights_dtype}, the dtype of the base, and were measured in it"
     return (
         f"Decoding: {', '.join(settings.decodings)}; computed in {settings.dtype}; at most"
         f" {summary.format_count(settings.max_tokens)} new tokens. {stop}. `generation_config.json` has these settings"
@@ -194,7 +196,7 @@ def _describe_decoding(facts: CardFacts, settings: QuerySettings) -> str:
 
 
 def _other_decodings(settings: QuerySettings) -> str:
-    """How to get the answers of decodings that transformers does not have."""
+    """The commands for decodings that transformers does not have."""
     options = []
     for name in settings.decodings:
         decoding = parse_decoding(name)
@@ -206,7 +208,7 @@ def _other_decodings(settings: QuerySettings) -> str:
 
 
 def render_program(facts: CardFacts, settings: QuerySettings) -> str:
-    """About ten lines of Python that ask the student with plain transformers."""
+    """A Python program of about ten lines that asks the student with transformers alone."""
     before, after = settings.prompt(settings.format, settings.task)
     model, tokenizer = MODEL_CLASSES[settings.family], facts.tokenizer_class
     special = ", add_special_tokens=False" if settings.is_chat else ""
@@ -240,7 +242,7 @@ def render_program(facts: CardFacts, settings: QuerySettings) -> str:
 
 
 def format_f_string(before: str, after: str, indent: int = 4) -> str:
-    """The prompt around the variable `question` as Python strings; a long one in one string for each of its lines."""
+    """The prompt with the variable `question` as a Python f-string. A long prompt has one string for each of its lines."""
     whole = f'f"{_literal(before)}{{question}}{_literal(after)}"'
     if len(whole) <= MAX_LINE:
         return whole
@@ -258,7 +260,8 @@ def format_f_string(before: str, after: str, indent: int = 4) -> str:
 
 
 def _literal(text: str, *, braces: bool = True) -> str:
-    """A text inside double quotes. The card shows invisible characters as code points, so they are escaped here."""
+    """A text as the content of a Python string in double quotes. Invisible characters are escaped, because the card would
+    show them as code points."""
     quoted = json.dumps(text, ensure_ascii=escape_hidden(text) != text)[1:-1]
     return quoted.replace("{", "{{").replace("}", "}}") if braces else quoted
 
@@ -275,7 +278,7 @@ def _test_section(data: ReportData) -> list[str]:
         before, after = summary.format_percent(row.base.accuracy), summary.format_percent(score.accuracy)
         cells = (score.set, data.groups[score.set], f"{score.format}, {score.decoding}", str(score.n), before, after)
         rows.append(_table_row((*cells, summary.format_change(row.difference))))
-    parts = ["## Test", "\n".join(rows), "Intervals are 95 %, over the questions of one seed."]
+    parts = ["## Test", "\n".join(rows), "All intervals are 95 % intervals over the questions, for one seed."]
     return parts + ([f"{controls_sentence(data)} {ONE_SEED_NOTE}"] if data.controls else [])
 
 
@@ -283,7 +286,7 @@ def _sources_section(facts: CardFacts) -> list[str]:
     """The base and the data sets with their licences."""
     base, parts = facts.base, ["## Base model and data"]
     if base is None:
-        parts.append("The student started from random weights: no licence of a base model applies.")
+        parts.append("The student started from random weights, so no licence of a base model applies.")
     else:
         commit = f", commit {base.commit}" if base.commit else ""
         licence = f"licence {base.licence} (as stated in {base.told_by})" if base.licence else "licence unknown"

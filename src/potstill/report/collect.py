@@ -140,7 +140,7 @@ def _compare_test_answers(files: RunFiles) -> Iterator[Comparison]:
 
 
 def _compare_texts(files: RunFiles) -> Iterator[TextComparison]:
-    """Bits per byte of the base and of the chosen checkpoint."""
+    """Compare the bits per byte of the base and the chosen checkpoint."""
     base, chosen = (
         checkpoints.read_text_scores(files.run_dir / "test", row) for row in (BASE, files.choice.checkpoint)
     )
@@ -298,7 +298,7 @@ def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterat
 
 
 def _note_answers(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """How the answers were limited: the questions of a set, the tokens of an answer, the precision."""
+    """Notes on limits of the evaluation: the number of questions, the tokens of an answer, the precision, repeated texts."""
     evaluate, choice = files.recipe.evaluate, files.choice
     all_counts = files.counts("collect").get("without questions.limit", {})
     counts = files.counts("collect")["questions"]
@@ -308,7 +308,10 @@ def _note_answers(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterato
         if f"{name}.test" in all_counts
     ]
     if parts:
-        yield f"Test questions (questions.limit): {', '.join(parts)}, the same for the base and every other student."
+        yield (
+            f"Test questions (questions.limit): {', '.join(parts)}. The base and all other students answered the same"
+            " questions."
+        )
     main = [row for row in comparisons if (row.chosen.format, row.chosen.decoding) == (choice.format, choice.decoding)]
     cut_off = [
         _describe_truncation(name, scores, checkpoints.max_tokens(files.recipe, checkpoint))
@@ -319,19 +322,19 @@ def _note_answers(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterato
     ]
     if any(score.truncated for row in main for score in (row.base, row.chosen)) or evaluate.base_max_tokens:
         yield (
-            "Answers that were cut off before they gave an answer count as not right. Share of the test answers:"
+            "Texts that were cut off before they gave an answer count as not right. Their share of the test answers:"
             f" {' and '.join(cut_off)}."
         )
     if evaluate.dtype != "float32":
         yield (
-            f"Answers were computed with weights and matrix products in {evaluate.dtype}; norms, softmax and the logits of"
-            " likely tokens in float32. A program that rounds these logits too may write other tokens where two are almost"
-            " equally likely."
+            f"The answers were computed with weights and matrix products in {evaluate.dtype}, and with norms, softmax and the"
+            " logits of likely tokens in float32. A program that rounds these logits may write other tokens if two tokens"
+            " are almost equally likely."
         )
     if evaluate.stop_repeats:
         yield (
-            "Answers were stopped when they repeated themselves (evaluate.stop_repeats). A program without this rule"
-            " writes such texts on up to its limit."
+            "Texts were stopped when they repeated themselves (evaluate.stop_repeats). A program without this rule"
+            " continues such texts up to its token limit."
         )
 
 

@@ -1,10 +1,10 @@
-"""Where a student comes from and under which terms: its base model and the data sets of its run.
+"""Finds the sources of a student and their licences: its base model and the data sets of its run.
 
     base = find_base(recipe)
     base.licence, base.told_by          # 'apache-2.0', 'the metadata of its GGUF file'
 
-A licence is what the recipe says (`report.licences`), else what the model's own card or GGUF file says, else what the
-table of built-in sets says. Nothing is guessed: None is a licence that nobody stated.
+A licence comes from the recipe (`report.licences`). If the recipe does not state it, it comes from the model's card or
+GGUF file, or from the table of built-in sets. Licences are not guessed: an unknown licence is None.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ GGUF_SOURCE_FILE = "gguf.json"
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """The model that a student was before training.
+    """The base model of a student.
 
-    name     as the recipe has it
-    hub_id   its name on the hub, if it comes from there; `commit` is its commit
-    told_by  where the licence stands; empty if nobody stated one
-    link     to the text of a licence that is on no list
+    name     the name in the recipe
+    hub_id   its name on the hub; None if it is not from the hub
+    commit   its commit on the hub; None if it is not from the hub
+    licence  its licence; None if unknown
+    told_by  the source of the licence, in words; empty if the licence is unknown
+    link     address of the text of a licence that the hub does not list; None if there is none
     """
 
     name: str
@@ -39,7 +41,14 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True)
 class SetSource:
-    """A data set of a run. use: train, replay or evaluation; hub_id: its name on the hub"""
+    """A data set of a run.
+
+    use       training, training (replay) or evaluation
+    licence   its licence; None if unknown
+    source    address of its source; empty if unknown
+    hub_id    its name on the hub; None if it is not from the hub
+    language  language code of its texts; None if unknown
+    """
 
     name: str
     use: str
@@ -50,7 +59,7 @@ class SetSource:
 
 
 def find_base(recipe: Recipe) -> BaseModel | None:
-    """The base of a recipe's student; None if it has random weights. Raises UserError if the model is not there."""
+    """The base model of a recipe's student; None for random weights. Raises UserError if the model does not exist."""
     section = recipe.student
     if section.model is None:
         return None
@@ -78,7 +87,7 @@ def _read_gguf_source(folder: Path) -> dict[str, Any]:
 
 
 def list_sets(recipe: Recipe) -> list[SetSource]:
-    """The sets of a recipe in the order of its groups, each with its first use."""
+    """The sets of a recipe, in the order of the recipe's groups. A set in several groups has the use of the first one."""
     sets, replay = recipe.questions, recipe.train.replay
     uses = dict.fromkeys(sets.train, "training")
     for name in (*(replay.sets if replay else ()), *(recipe.on_policy.sets if recipe.on_policy else ())):

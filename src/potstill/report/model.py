@@ -73,9 +73,9 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class TextComparison:
-    """Bits per byte of the base and of a trained checkpoint on the same texts; fewer are better.
+    """The bits per byte of the base and a trained checkpoint on the same texts. Fewer bits are better.
 
-    difference  trained minus base, in bits per byte; its interval is over texts, and is NaN for a single text
+    difference  trained checkpoint minus base, in bits per byte. Its interval is over texts, and is NaN for a single text
     """
 
     base: TextScore

@@ -212,7 +212,7 @@ def format_change(change: Interval) -> str:
 
 
 def format_bits(bits: float, signed: bool = False) -> str:
-    """Bits per byte, or with a sign their change.
+    """Bits per byte as text, or their change with its sign.
 
     >>> format_bits(1.5068), format_bits(-0.0312, signed=True)
     ('1.507', '−0.031')
@@ -221,7 +221,7 @@ def format_bits(bits: float, signed: bool = False) -> str:
 
 
 def percent_number(share: float) -> str:
-    """A share in percent, without the sign %."""
+    """A share as a number in percent, without the sign "%"."""
     return f"{100 * share:.1f}"
 
 

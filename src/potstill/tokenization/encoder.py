@@ -30,7 +30,9 @@ _TO_SPACE: Final = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Encoding:
-    """ids    [n] the tokens of a text, without tokens that a template adds
+    """The tokens of a text.
+
+    ids    [n] the token ids, without tokens that a template adds
     spans  [n] the start and end of each token in `text.encode()`. No span covers bytes that the tokenizer drops
            (whitespace); the spans of tokens that share a character overlap; a dummy space has width 0
     """

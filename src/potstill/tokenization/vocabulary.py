@@ -131,7 +131,7 @@ def parse_tokenizer_json(
     wrong = next((token for token in ids if type(token) is not int or not 0 <= token < MAX_TOKEN_ID), None)
     if wrong is not None:
         raise UserError(
-            "a token has an id that cannot be a row of a model's embedding",
+            f"the id of a token is not a whole number from 0 to {MAX_TOKEN_ID - 1}",
             code="E-tokenizer-bad-id",
             found=str(wrong)[:40],
             hint="download the tokenizer's files again",

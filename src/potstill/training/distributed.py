@@ -235,7 +235,7 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
 
 
 def full_tensor(value: Any) -> Tensor:
-    """The full tensor of one that may be sharded. Every process must call it."""
+    """The full tensor, gathered if the tensor is sharded. Every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

@@ -58,7 +58,9 @@ MIN_PROBABILITY: Final = 1e-9  # lower probabilities are raised to it, so that d
 
 @dataclass(frozen=True, slots=True)
 class OnPolicyRollouts:
-    """micro_batches  function from a step to its rows in micro-batches; a call generates them
+    """The rollouts of a run.
+
+    micro_batches  function from a step to its rows in micro-batches; a call generates them
     questions      number of generic questions
     """
 

@@ -92,7 +92,7 @@ def build_optimizer(
     named = [(name, value) for name, value in unwrap(model).named_parameters() if value.requires_grad]
     for part in lr_multipliers:
         if not any(part in name for name, _ in named):
-            what, where = "no parameter has a name with this part", "train.lr_multipliers"
+            what, where = "no parameter's name contains this text", "train.lr_multipliers"
             raise UserError(what, code="E-train-no-such-parameter", where=where, found=part)
     groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
     for name, value in named:
@@ -111,7 +111,7 @@ def build_optimizer(
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DDP; a module without DDP is returned as it is."""
+    """The module inside DDP. A module without DDP is returned unchanged."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
