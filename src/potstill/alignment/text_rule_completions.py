@@ -40,7 +40,7 @@ WrittenTokens = tuple[tuple[int, ...], float]  # the student's tokens of a text,
 
 
 class Completions:
-    """How pre-tokens continue in a list of chains, which it keeps.
+    """Counts how pre-tokens continue in a list of chains. The object keeps the chains.
 
     The data of one question are computed when they are needed, and replaced by the data of the next question. So
     transfer all chains of a question before those of the next one.

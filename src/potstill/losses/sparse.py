@@ -440,12 +440,7 @@ class _WeightedSparseKL(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class KernelTiming:
-    """The result of `measure_kernels`.
-
-    kernel   the faster kernel
-    seconds  time for one chunk, by kernel
-    failure  why compiling failed; None if it did not fail
-    """
+    """The faster kernel, the seconds for one chunk by kernel, and why compiling failed (None if it did not fail)."""
 
     kernel: Kernel
     seconds: dict[Kernel, float]

@@ -172,7 +172,7 @@ def _teacher_rows(data: ReportData) -> Rows:
         yield name, "kept", "chains", source.kept
         yield name, "kept", "questions", source.kept_questions
         for right, number in source.right_counts.items():
-            yield name, "questions with so many right", right, number
+            yield name, "questions by number of right chains", right, number
         if source.single_sample:
             for column, share in zip(("right", "right_low", "right_high"), _bounds(source.single_sample), strict=True):
                 yield name, "single sample", column, share

@@ -39,7 +39,7 @@ class Vocabulary:
     specials       name to id of the tokens that are not text
     eos, pad, unk  the ids of the end token, the padding token and the unknown token; None if there is none, or if it is
                    not known
-    dummy          whether the tokenizer puts a space before a text, which the first token then loses
+    dummy          whether the tokenizer puts a space before a text; `split` removes it from the first token
     digest         digest of everything that decides the ids of a text: normalizer, pre-tokenizer, model, added tokens
     fallback       ids of the tokens of single bytes, which are used for characters without a piece
     """

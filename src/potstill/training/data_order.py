@@ -225,7 +225,7 @@ def _format_cycle(order: DataOrder[Any]) -> tuple[tuple[Any, int], ...]:
 
 @lru_cache(maxsize=8)
 def _epoch_prompts(order: DataOrder[F], rationale: bool) -> tuple[tuple[str, int, int], ...]:
-    """The prompts of an epoch: (question, number of its chains, index of the part of them that the prompt has)."""
+    """The prompts of an epoch, as (question, number of the question's chains, index of the prompt's part of the chains)."""
     questions = [(question, chains) for question, chains in order.questions if chains or not rationale]
     by_chains = rationale and order.uniform_over == "chains"
     parts = [-(-chains // order.chains_per_prompt) if by_chains else 1 for _, chains in questions]

@@ -79,7 +79,10 @@ class ProcessGroup:
 
     @contextmanager
     def call(self, recipe: str) -> Iterator[None]:
-        """Called by the first process: call the others to the stage that runs in this block. `recipe` is its text."""
+        """Called by the first process: call the others to the stage that runs in this block.
+
+        recipe  the text of the recipe
+        """
         self._called = True
         self._store.set(RECIPE_KEY, json.dumps(recipe))
         with self._collectives():
