@@ -11,7 +11,7 @@ def page() -> str:
     build, make_format, demonstration, paper, bbh_style = (load(name) for name in PROMPTS)
     shots = (demonstration("{question of demonstration}", "{answer}", "{rationale}"),)
     styles = (
-        ("GSM8K, MultiArith, ASDiv, SVAMP and custom sets", paper, ""),
+        ("All sets but BBH", paper, ""),
         ("BBH", bbh_style("bbh/navigate"), "{instruction of the task}"),
         ("BBH, sports_understanding", bbh_style("bbh/sports_understanding"), "{instruction of the task}"),
     )

@@ -17,9 +17,9 @@ paper's authors if the data folder has their file of indices (`golden/authors_va
 for the other sets, they are the questions with the lowest digests, because the authors published no other indices of
 evaluation questions. With both values, a fifth of each BBH task is validation.
 
-To add a built-in set, write a module next to `word_problems.py`, whose loaders are examples, and add a `BuiltinSet` to
-the table `SETS`. If no answer type fits, write a grading function in the set's module. `BuiltinSet.grader` and the `task`
-of each question then name this function: `<set>/function: potstill.data.<set>:<name>`.
+To add a built-in set (`docs/how-to/add-a-set.md`), write a module next to `word_problems.py`, whose loaders are examples,
+and add a `BuiltinSet` to the table `SETS`. If no answer type fits, write a grading function in the set's module.
+`BuiltinSet.grader` and the `task` of each question then name this function: `<set>/function: potstill.data.<set>:<name>`.
 """
 
 from __future__ import annotations

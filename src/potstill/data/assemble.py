@@ -88,6 +88,8 @@ def _empty_set_error(name: str, split: Split, questions: list[Question], leaked:
         hint = "give more different questions: equal questions are always in the same split"
     elif leaks > len(questions) / 2:
         hint = "add questions that no validation or test set contains"
+    elif name.partition("/")[0] in data.SETS:
+        hint = "set questions.splits: digest and change questions.validation and questions.test, or name another set"
     what, where = f"{name} has no question in {split}", f"questions ({name})"
     found = f"{len(questions)} questions in total, {different} different, {leaks} dropped as leaks"
     return UserError(what, code="E-data-empty-split", where=where, found=found, hint=hint)

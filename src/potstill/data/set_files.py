@@ -55,7 +55,7 @@ class BuiltinSet:
 
     read              data folder -> the questions of the set. The `task` of a question determines its grading: a task of
                       `potstill.grading`, or `<set>/<answer type>`. A question with a split keeps it
-    paper_validation  number or fraction of questions in the paper's validation split
+    paper_validation  number or fraction of validation questions with `splits: paper`; 0.2 for a set that is not in the paper
     grader            task of all questions if a function grades them: `<set>/function: <module>:<name>`
     tasks             names of the tasks of a set that is divided task by task; `<set>/<task>` is then also a set
     split_file        path in the data folder of the file that lists the paper's validation questions

@@ -35,10 +35,13 @@ from potstill.grading.grader import (
     parse_function_name,
     use_sets,
 )
+from potstill.grading.markers import cut_at_next_question, read_last_marker, remove_reasoning
 
 VERSION = 5
 
 __all__ = [
-    "ANSWER_TYPES", "FUNCTION_TYPE", "TASK_ANSWER_TYPES", "VERSION", "canonicalize_gold", "check_task", "function_digest",
-    "grade", "infer_answer_type", "is_task_of_set", "parse_function_name", "use_sets",
+    "ANSWER_TYPES", "FUNCTION_TYPE", "TASK_ANSWER_TYPES", "VERSION", "canonicalize_gold", "check_task",
+    "cut_at_next_question", "function_digest",
+    "grade", "infer_answer_type", "is_task_of_set", "parse_function_name", "read_last_marker",
+    "remove_reasoning", "use_sets",
 ]  # fmt: skip

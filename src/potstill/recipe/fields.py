@@ -182,7 +182,11 @@ class QuestionsSection(Section):
     validation: Share = Field(
         default=0.25, description="Fraction of a set's questions in its validation split, for splits: digest."
     )
-    test: Share = Field(default=0.25, description="Fraction of a set's questions in its test split.")
+    test: Share = Field(
+        default=0.25,
+        description="Fraction of a set's questions in its test split, for sets that are divided into three splits; of other "
+        "sets, all questions outside validation are test questions.",
+    )
     limit: LimitsSection = Field(
         default=LimitsSection(),
         description="Maximum questions per set and split; the questions with the lowest digests are kept.",
