@@ -149,6 +149,8 @@ def _hub_errors(key: str, name: str, revision: str | None, file: str = "") -> It
         yield
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled, httpx2.HTTPError) as error:
         code, what, hint = next((words for kinds, *words in _errors_table() if isinstance(error, kinds)), OTHER_ERROR)
+        if code == "E-hub-offline" and not is_offline():  # the client also says so when it finds no network
+            code, what, hint = OTHER_ERROR
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         found = f"{name}{f'@{revision}' if revision else ''} {file}: {first_line}"[:300]
         raise UserError(

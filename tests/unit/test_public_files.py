@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from typer.testing import CliRunner
 
 import hub_server
@@ -236,6 +237,18 @@ def test_a_file_of_the_hub_comes_through_its_client(tmp_path: Path, monkeypatch:
         wrong = public_file("t5/wrong.model", b"other", commit=commit, source="spiece.model", on_hub=True)
         error = refused("t5", [wrong], tmp_path / "data")
         assert error.code == "E-data-download-digest" and left(tmp_path / "data") == ["t5/spiece.model"]
+
+
+def test_a_hub_without_a_network_is_not_called_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("cannot locate the file on the Hub")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    file = public_file("t5/spiece.model", on_hub=True)
+    for offline, code in (("0", "E-hub-failed"), ("1", "E-hub-offline")):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        error = refused("t5", [file], tmp_path)
+        assert error.code == code and file.sha256 in error.hint and file.url in error.hint
 
 
 # The table
