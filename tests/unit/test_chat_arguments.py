@@ -4,12 +4,14 @@ evaluation and export."""
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import GenerationConfig
 
+import fake_vllm
 import tiny
 from chat_model import END_TOKENS, save_chat_model, save_end_model
 from expect import user_error
@@ -204,11 +206,14 @@ def test_the_end_of_a_turn_is_taught_generated_and_exported(kind: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", sorted(END_TOKENS))
-@pytest.mark.parametrize("engine_kind", ["transformers", "ctranslate2"])
-def test_every_end_token_stops_an_engine(kind: str, engine_kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine_kind", ["transformers", "ctranslate2", "vllm"])
+def test_every_end_token_stops_an_engine(
+    kind: str, engine_kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model that always writes one token: each of the two ends its text at once."""
     if engine_kind == "ctranslate2":
         pytest.importorskip("ctranslate2")
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm)
     turn, document = save_end_model(folder := tmp_path / kind, kind)
     student = models.open_student(folder, chat_template=True)
     specials = student.tokenizer.vocabulary.specials
