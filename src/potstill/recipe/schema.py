@@ -275,8 +275,8 @@ class EvaluateSection(Section):
     temperature: float = Field(default=0.7, gt=0, description="Sampling temperature of vote-N and best-N.")
     engine: Literal["transformers", "ctranslate2", "ctranslate2-int8", "vllm"] = Field(
         default="transformers",
-        description="Inference engine; CTranslate2 needs the extra `fast`, vLLM the extra `vllm`. Only transformers "
-        "has a calculator.",
+        description="Inference engine; CTranslate2 needs the extra `fast` and three times the memory, and int8 changes "
+        "answers; vLLM needs the extra `vllm`. Only transformers has a calculator.",
     )
     vllm: VllmSection = VllmSection()
     interpolate: list[Share] | None = Field(
