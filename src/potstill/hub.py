@@ -208,7 +208,7 @@ def _errors_table() -> list[tuple[Any, str, str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What an upload left on the hub. is_new: whether there was anything to commit"""
+    """The result of an upload: address, commit, and whether there was a new commit."""
 
     url: str
     commit: str
@@ -218,14 +218,14 @@ class Upload:
 def upload_model(
     name: str, files: Mapping[str, Path | bytes], message: str, *, private: bool = False, revision: str | None = None
 ) -> Upload:
-    """Make the model repository `owner/name` if it is not there, and commit the files to it, all in one commit.
+    """Create the model repository `owner/name` if it does not exist, and upload all files in one commit.
 
-    files     path in the repository -> file, or content. Weights that are there and not among them are deleted
-    private   of a repository that is made now; an existing one keeps its visibility
-    revision  branch, which is made if need be; None for the default branch
+    files     path in the repository -> file or content. Other weight files in the repository are deleted
+    private   whether a new repository is private; an existing repository keeps its visibility
+    revision  branch, which is created if necessary; None: the default branch
 
-    Large files that the hub has are not sent again, so an interrupted upload continues; and without a change there is
-    no commit. Raises UserError without a token, offline, and if the hub refuses.
+    Large files that the hub already has are not sent again, so an interrupted upload continues. Without changes, there is
+    no commit. Raises UserError without a token, offline, and if the hub refuses the upload.
     """
     import huggingface_hub as library
 
@@ -235,7 +235,7 @@ def upload_model(
         raise UserError(what, code="E-hub-offline-upload", where=key, found=name, hint=hint)
     if library.get_token() is None:
         raise UserError(
-            "an upload needs a token of the hub",
+            "an upload needs a token for the hub",
             code="E-hub-no-token",
             where=key,
             found=name,
@@ -263,7 +263,7 @@ STALE_WEIGHTS: Final = r"[^/]*\.safetensors(\.index\.json)?"
 
 @contextlib.contextmanager
 def _write_errors(key: str, name: str) -> Iterator[None]:
-    """Turn a refused or interrupted upload into an error of the user."""
+    """Convert the error of a refused or interrupted upload to UserError."""
     import httpx2
     from huggingface_hub import errors
 
@@ -271,9 +271,13 @@ def _write_errors(key: str, name: str) -> Iterator[None]:
         yield
     except errors.RevisionNotFoundError:
         raise
-    except (errors.HfHubHTTPError, httpx2.HTTPError, ConnectionError) as error:  # the last is of the storage client
+    except (
+        errors.HfHubHTTPError,
+        httpx2.HTTPError,
+        ConnectionError,
+    ) as error:  # the storage client raises ConnectionError
         what, code = "the hub cannot be reached, or it refuses the upload", "E-hub-upload-failed"
-        hint = "run again: files that the hub has are not sent again"
+        hint = "run again: files that the hub already has are not sent again"
         if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
             what, code = "the hub does not let this token write here", "E-hub-no-write"
             hint = "use a token with the right to write to this owner's repositories"

@@ -324,16 +324,20 @@ def push_command(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="BRANCH", help="Branch to commit to; it is made if need be.", show_default=False),
+        typer.Option(
+            metavar="BRANCH", help="Branch for the commit, which is created if necessary.", show_default=False
+        ),
     ] = None,
     accept_terms: Annotated[
         bool,
-        typer.Option("--accept-terms", help="Upload a student whose base has terms to pass on (Gemma, Llama)."),
+        typer.Option(
+            "--accept-terms", help="Upload a student whose base has terms that you must pass on (Gemma, Llama)."
+        ),
     ] = False,
 ) -> None:
     """Upload the student with its card to the Hugging Face hub.
 
-    Needs HF_TOKEN. The same command again continues an interrupted upload, and uploads only what has changed.
+    Needs HF_TOKEN. The same command continues an interrupted upload, and uploads only changed files.
     """
     from potstill.cli import push, status
 

@@ -1,9 +1,9 @@
-"""`potstill push`: the student of a run, with its card, as a model repository of the Hugging Face hub.
+"""`potstill push`: uploads the student of a run, with its card, to a model repository on the Hugging Face hub.
 
     potstill push runs/demo owner/name --private
 
-The licence of the base decides whether a student may be passed on. A student whose base has terms of its own, forbids
-changed copies, or has a licence that nobody stated, is pushed only with `--accept-terms`.
+The licence of the base determines whether a student may be published. `--accept-terms` is required if the licence has
+special terms, forbids changed copies, or is unknown.
 
     >>> needs_consent("apache-2.0"), needs_consent("gemma"), needs_consent("cc-by-nd-4.0"), needs_consent("unknown")
     (False, True, True, True)
@@ -18,7 +18,7 @@ from potstill import hub
 from potstill.errors import UserError
 from potstill.run_reader import open_run
 
-# Licences that ask whoever passes a model on to pass on terms; the text of these terms.
+# Licences that require everybody who publishes a model to pass on their terms -> address of the terms.
 TERMS: Final = {
     "gemma": "https://ai.google.dev/gemma/terms",
     "llama2": "https://ai.meta.com/llama/license",
@@ -36,14 +36,14 @@ GEMMA_NOTICE: Final = (
 
 
 def needs_consent(licence: str) -> bool:
-    """Whether a licence, as a model card states it, may forbid or restrict passing a changed copy on."""
+    """Whether a licence, as in a model card, may forbid or restrict the publication of a changed copy."""
     return licence in TERMS or licence in NO_CHANGES or licence in ("other", "unknown")
 
 
 def push_student(run_dir: Path, name: str, *, private: bool, revision: str | None, accept_terms: bool) -> list[str]:
-    """Upload the student's folder. Returns what to tell the user, one sentence each.
+    """Upload the student's folder. Returns lines for the user.
 
-    Raises UserError if the run has no student yet, if the name is no `owner/name`, if the base's licence needs consent,
+    Raises UserError if the run has no student yet, if the name is not `owner/name`, if the base's licence needs consent,
     and as `hub.upload_model` does.
     """
     recipe, folder = open_run(run_dir).recipe, run_dir / "student"
@@ -51,7 +51,7 @@ def push_student(run_dir: Path, name: str, *, private: bool, revision: str | Non
         hint = f"finish the run: potstill report {run_dir}"
         raise UserError("the run has no student yet", code="E-push-no-student", where=folder, hint=hint)
     if not hub.is_repository_name(name):
-        what, hint = "this is no name of a repository", "write owner/name"
+        what, hint = "this is not the name of a repository", "write owner/name"
         raise UserError(what, code="E-push-name", where="push", found=name, hint=hint)
     card = hub.read_model_card(folder / "README.md")
     licence = str(card.get("license", "unknown"))
@@ -65,19 +65,19 @@ def push_student(run_dir: Path, name: str, *, private: bool, revision: str | Non
     at_revision = f", revision: {upload.commit}" if revision is not None else ""
     lines = [f"{upload.url}: {what}, commit {upload.commit}", f"use it as student: {{model: {name}{at_revision}}}"]
     if licence in TERMS:
-        lines.append(f"pass the terms on to whoever gets it: {TERMS[licence]}")
+        lines.append(f"pass these terms on to everybody who gets the model: {TERMS[licence]}")
     return lines
 
 
 def _consent_error(licence: str, card: dict[str, Any], base: str) -> UserError:
     stated = f"{base}: {card.get('license_name') or licence}"
     if licence == "unknown":
-        what = "nobody stated the licence of the base, so it is not known whether its student may be passed on"
-        hint = f"state it in report.licences ({{{Path(base).name}: LICENCE}}) and run the report again"
+        what = "the licence of the base is unknown, so its student may not be publishable"
+        hint = f"set the licence in report.licences ({{{Path(base).name}: LICENCE}}) and run the report again"
     elif licence in NO_CHANGES:
-        what, hint = "the licence of the base forbids to pass on changed copies", "do not publish this student"
+        what, hint = "the licence of the base forbids the publication of changed copies", "do not publish this student"
     else:
-        what = "whoever passes on a student of this base has to pass on terms"
+        what = "a student of this base may be published only with the terms of the base"
         hint = f"read {TERMS.get(licence) or card.get('license_link') or 'the licence of the base'}"
     hint += "; --accept-terms uploads it on your responsibility"
     return UserError(what, code="E-push-licence", where="push", found=stated, hint=hint)

@@ -80,7 +80,7 @@ def load_set(
     name          a name in SETS, `bbh/<task>`, or, with `file`, a new name
     data_dir      folder of the built-in sets; None: the folder in POTSTILL_DATA
     file, fields, task   of a custom set (see `custom_set`); `task` is the task of records without one
-    split         of a custom set: the split of records without one; None: they are divided
+    split         for a custom set: split of records without a split; None: these records are divided
     splits        how to divide a set that has no splits; `paper` is only for built-in sets
     validation    fraction (float) or number (int) of validation questions, per set or per BBH task; None: 0.2
     test          fraction or number of test questions. None: for a built-in set, the rest; for a custom set, 0.2, or

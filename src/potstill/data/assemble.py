@@ -73,8 +73,10 @@ def assemble_questions(recipe: Recipe) -> AssembledQuestions:
 
 
 def _is_all_test(recipe: Recipe, name: str, split: Split) -> bool:
-    """Whether a set has no validation questions because the recipe makes all of it test, and needs none because it
-    selects no checkpoint."""
+    """Whether a set may be without validation questions.
+
+    The recipe puts the whole set into the test split, and selects no checkpoint, which would need validation questions.
+    """
     return (
         split == "validation" and not recipe.has_teacher and name in recipe.sets and recipe.sets[name].split == "test"
     )

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from potstill.models import StoredDType, Student
 
 VERSION: Final = 1  # version of the choice and order of the questions that a checkpoint answers
-CACHE_LOCK_SECONDS: Final = 24 * 3600  # that a run waits for another one with the same checkpoint and cache
+CACHE_LOCK_SECONDS: Final = 24 * 3600  # maximum wait for another run that evaluates the same checkpoint with this cache
 SCORES_FILE: Final = "scores.json"
 PASS_CURVE_FILE: Final = "tries.json"
 CHOICE_FILE: Final = "choice.json"
@@ -383,8 +383,10 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
 
 @contextlib.contextmanager
 def _lock_cache(cache_dir: Path) -> Iterator[None]:
-    """Lock a checkpoint's answers in the cache. Another run that answers the same checkpoint has them locked until it
-    has finished, and then this run reads them instead of generating them again."""
+    """Lock a checkpoint's answers in the cache.
+
+    If another run evaluates the same checkpoint, wait until it finishes; this run then reads the answers from the cache.
+    """
     message = "another process is answering the questions of this checkpoint"
     with contextlib.ExitStack() as stack:
         try:

@@ -126,12 +126,12 @@ def ratio_bootstrap(
 def seeds_interval(rows: Sequence[Sequence[float]], level: float = 0.95) -> tuple[float, float, float]:
     """Mean of a table of seeds and questions, with its interval for other seeds and other questions: (mean, low, high).
 
-    rows  one row per seed with one value per question: 1 for right and 0 for not, or differences to the base
+    rows  one row per seed, with one value per question: 1 for right and 0 for wrong, or differences from the base
 
     Seeds and questions are crossed random effects: all seeds answer the same questions. The variance of the mean is
     (MS_seeds + MS_questions - MS_rest) / n, where MS are the mean squares of the two-way table and n is its number of
-    values. It is at least the variance from seeds alone, and from questions alone. The t quantile has Satterthwaite's
-    degrees of freedom (Biometrics Bulletin 1946), so that two or three seeds that differ give a wide interval.
+    values. It is at least the variance from only the seeds, and from only the questions. The t quantile has Satterthwaite's
+    degrees of freedom (Biometrics Bulletin 1946), so that two or three different seeds give a wide interval.
     """
     table = np.asarray(rows, dtype=np.float64)
     seeds, questions = table.shape

@@ -190,9 +190,9 @@ class FastState(DecodeState):
 
 
 def shared_length(student: Student, prompts: Sequence[tuple[int, ...]]) -> int:
-    """The number of tokens at the beginning of all prompts that are read once for all of them.
+    """The number of first tokens that all prompts share and that are read once.
 
-    0 for a float32 model, whose texts stay those of earlier versions to the last bit.
+    0 for a float32 model, so that its texts equal those of earlier versions to the last bit.
     """
     if student.model.dtype != torch.bfloat16 or len(prompts) < 2:
         return 0
@@ -200,7 +200,7 @@ def shared_length(student: Student, prompts: Sequence[tuple[int, ...]]) -> int:
     length = next(
         (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
     )
-    length = min(length, *(len(prompt) - 1 for prompt in prompts))  # each prompt reads its last token itself
+    length = min(length, *(len(prompt) - 1 for prompt in prompts))  # the last token of each prompt is read separately
     return length if length >= MIN_SHARED else 0
 
 

@@ -367,8 +367,10 @@ def end_of_turn_identity(folder: Path, settings: ChatSettings) -> dict[str, str]
 
 
 def _find_end_of_turn(folder: Path, setting: ChatSetting) -> int | None:
-    """The end token of the chat template in a folder; None if prompts do not use the template, or if it is the
-    tokenizer's own end token."""
+    """The end token of the chat template in a folder.
+
+    None if prompts do not use the template, or if it is the tokenizer's end token.
+    """
     if setting is False or not auto_uses_chat_template(folder):
         return None
     return _read_end_of_turn(folder, storage.folder_fingerprint(folder))

@@ -107,7 +107,7 @@ def find_path(recipe: Recipe, path: str, key: str) -> Path:
 def _path_hint(path: str, paths: list[Path], key: str) -> str:
     """A hint for a missing path: a similar name, a download from the hub, or another folder."""
     if path.startswith("miniature/"):
-        return "the recipe demo.yaml is run by `potstill demo`, which copies these files to runs/miniature"
+        return "run the recipe demo.yaml with `potstill demo`, which copies these files to runs/miniature"
     for candidate in paths:
         with contextlib.suppress(OSError):
             near = difflib.get_close_matches(candidate.name, os.listdir(candidate.parent), 1, 0.8)

@@ -90,8 +90,8 @@ class CustomSet(Section):
     )
     split: Literal["train", "validation", "test"] | None = Field(
         default=None,
-        description="Split of every record that names none; if not given, these records are divided. A set that is all "
-        "test needs a recipe with `teacher: {kind: none}`, which selects no checkpoint.",
+        description="Split of all records without a split; by default, these records are divided. A set with only test "
+        "questions needs a recipe with `teacher: {kind: none}`, which selects no checkpoint.",
     )
     fields: dict[str, ColumnOrName] = Field(
         {},

@@ -130,7 +130,7 @@ class TrainSection(Section):
     demonstrations: Positive = Field(default=4, description="Number of demonstrations in a few-shot prompt.")
     replay: ReplaySection | None = Field(
         default=None,
-        description="Generic rows that are mixed into every step. They are not related to the teacher kind replay.",
+        description="Generic rows that are mixed into every step; not related to the teacher kind replay.",
     )
     missing_probability: Literal["raw", "renormalised", "tail"] = Field(
         default="raw",
@@ -351,7 +351,7 @@ class OnPolicySection(Section):
         default=None,
         gt=0,
         lt=1,
-        description="As train.divergence_beta, for on_policy.divergence; by default, the same.",
+        description="The same as train.divergence_beta, for on_policy.divergence; by default, train.divergence_beta.",
     )
     top_logprobs: Positive = Field(
         default=20, description="Number of the scorer's most likely tokens used at each position."
