@@ -146,7 +146,7 @@ class PreTokens:
         return (before + after) in self._crossing or joins_newline
 
     def context(self, before: bytes, token: bytes) -> tuple[bytes, bytes]:
-        """The bytes before a token in its pre-token, since the last whitespace, and the token.
+        """The context of a token, which is the bytes from the last possible boundary to the token, and the token.
 
         The context does not depend on the pieces of the tokenizer: it stays the same if a piece joins the pre-token to
         the one before it.

@@ -273,7 +273,7 @@ def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterat
         rows, near = counts["replayed rows"], counts["rows too near to a measured question"]
         yield (
             f"Replay: {percent_number(replay.share)} % of the weight of every step is for rows from {names} ({rows} rows)."
-            f" No row is a validation or test question. {near} rows that are too similar to one were left out."
+            f" These rows are not validation or test questions. {near} rows that are too similar to one were left out."
         )
     if counts.get("stopped"):
         yield (
@@ -287,8 +287,8 @@ def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterat
         yield (
             f"On-policy distillation: the chosen student was trained for {steps} more steps on its own answers to"
             f" questions of {', '.join(section.sets)}, with the {section.divergence} divergence from"
-            f" {section.scorer or 'the base student'}. No question is a validation or test question. The result had no"
-            f" influence on the selection; its folder is repair/checkpoints/{steps}."
+            f" {section.scorer or 'the base student'}. These questions are not validation or test questions. The result had"
+            f" no influence on the selection; its folder is repair/checkpoints/{steps}."
         )
     if counts.get("chat_template"):
         yield (

@@ -271,7 +271,7 @@ def mean_chains_per_prompt(recipe: Recipe, questions: int, chains: int | None) -
 
 
 def replay_rows_per_step(recipe: Recipe) -> int:
-    """The number of replayed rows in a step, which follows from `train.replay.share`, at least 1; 0 without replay."""
+    """The number of replayed rows in a step, at least 1. It follows from `train.replay.share`; without replay it is 0."""
     section = recipe.train.replay
     return 0 if section is None else data_order.rows_for_share(recipe.train.prompts_per_step, section.share)
 

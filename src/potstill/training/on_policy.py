@@ -160,8 +160,8 @@ def build_rollouts(
 
 
 def task_questions_per_step(recipe: Recipe) -> int:
-    """The number of the task's questions in a step, which follows from their share `on_policy.keep`, at least 1; 0 without
-    it."""
+    """The number of the task's questions in a step, at least 1. It follows from their share `on_policy.keep`; without this
+    key it is 0."""
     section = recipe.on_policy
     if section is None or section.keep is None:
         return 0
