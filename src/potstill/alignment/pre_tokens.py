@@ -201,8 +201,8 @@ class PreTokens:
                 yield position
 
     def _begins_piece(self, stretch: bytes, position: int, first: bool) -> bool:
-        """Whether the text ends with the beginning of a piece that crosses the position, and the tokenizer would use that
-        piece if the text went on with the rest of it."""
+        """Whether the text ends inside a piece that crosses the position. A piece counts only if the tokenizer would use it
+        for the text with the rest of the piece added."""
         after = stretch[position : position + self._crossing_reach]
         if position + len(after) < len(stretch):
             return False
