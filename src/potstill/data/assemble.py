@@ -170,7 +170,7 @@ def _column_dict(column: str | Column) -> str | dict[str, Any]:
 
 
 def _limit_questions(rows: list[Question], limit: int) -> list[Question]:
-    """At most `limit` questions, if possible the same number per task."""
+    """At most `limit` of the questions. Every task has the same number of questions, if possible."""
     tasks = sorted({question.task for question in rows})
     share = {task: limit // len(tasks) + (rank < limit % len(tasks)) for rank, task in enumerate(tasks)}
     samples = [splits.sample_by_hash([q for q in rows if q.task == task], share[task]) for task in tasks]

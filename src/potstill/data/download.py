@@ -149,7 +149,7 @@ def _check_content(key: str, url: str, file: BinaryIO, sha256: str, continued: b
         return
     _empty(file)
     if continued:  # the bytes of an earlier try may be damaged, or belong to another file
-        raise _TransientError(f"a continued file with another SHA-256, {digest},")
+        raise _TransientError(f"the wrong SHA-256 {digest} after a continued download")
     raise _wrong_file(key, f"SHA-256 {digest} from {url}")
 
 

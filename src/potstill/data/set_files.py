@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each record of a JSON list, after its place (file and record) for messages."""
+    """The place (file and record, for messages) and the content of each record of a JSON list."""
     for index, row in enumerate(require_list(read_json(path), where=path)):
         yield f"{path} record {index}", row
 

@@ -67,7 +67,7 @@ def split_questions(texts: Sequence[str], validation: int | float, test: int | f
 
     validation, test  two fractions (float) or two numbers (int). The texts with the lowest digests are validation, the
                       next texts test. test None: the rest is test, and the set has no training split
-    A split may have a few texts less than its number, because texts with the same canonical form stay together.
+    A split may have a few texts fewer than its number, because texts with the same canonical form stay together.
     Raises UserError for a negative or too large size, or for a fraction together with a number.
     """
     if test is not None and isinstance(validation, int) != isinstance(test, int):

@@ -56,7 +56,7 @@ def has_adapters(model: Any) -> bool:
 
 @torch.no_grad()
 def merge_adapters(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The detached state of the plain model, into which adapters, if any, are merged. state: the model's state_dict."""
+    """The plain model's state, detached and with adapters merged into its weights. state: the model's state_dict."""
     merged = {}
     for name, value in state.items():
         layer, is_adapted, parameter = name.partition(BASE_LAYER)

@@ -209,7 +209,7 @@ class _Prober:
             raise self.error("E-teacher-wrong-tokenizer", what, found, hint=hint)
 
     def _find_end_names(self, body: ResponseBody) -> tuple[str, ...]:
-        """The strings by which the server named the end token, if a text reached it."""
+        """The names that the server gave to the end token; empty if no text reached the end."""
         names = set()
         for choice in body.choices:
             entries = read_entries(choice, self.context)

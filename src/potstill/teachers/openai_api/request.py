@@ -171,7 +171,7 @@ def build_body(
     max_tokens: int | None = None,
     temperature: float | None = None,
 ) -> dict[str, Any]:
-    """The body of a request for n texts. The probe replaces `max_tokens` and `temperature` of the settings."""
+    """The body of a request for n texts. max_tokens, temperature: None: the values of the settings; the probe sets both."""
     body: dict[str, Any] = {"model": settings.model}
     chat = settings.api == "chat"
     if chat:

@@ -102,7 +102,7 @@ def classify_error(status: int, error: ServerError, retry_after: float | None = 
 def is_out_of_credit(error: ServerError, retry_after: float | None = None) -> bool:
     """Whether the account has no credit left.
 
-    Some providers use the same words for a limit of requests per minute, which does not count.
+    False for a limit of requests per minute, although some providers use the same words for it.
     """
     if error.code.lower() in NO_CREDIT_CODES:
         return True
