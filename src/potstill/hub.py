@@ -368,7 +368,8 @@ def write_model_card(metadata: Mapping[str, Any], name: str, scores: Sequence[Ca
         )
         for score in scores
     ]
-    data = ModelCardData(**metadata, pipeline_tag=task, model_name=name, eval_results=results or None)
+    table = {"model_name": name, "eval_results": results} if results else {}
+    data = ModelCardData(**metadata, pipeline_tag=task, **table)
     card = f"---\n{data.to_yaml()}\n---\n\n{text}"
     ModelCard(card)  # raises ValueError for metadata that the library cannot read
     return card

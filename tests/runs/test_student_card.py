@@ -69,6 +69,18 @@ def test_the_program_of_the_card_gives_the_measured_answers(
     assert {question: ask(question) for question in stored} == stored
 
 
+@pytest.mark.parametrize("kind", ["t5", "causal"])
+def test_the_program_stops_at_the_answer_if_the_evaluation_did(
+    kind: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to white space at the end: the evaluation keeps whole tokens."""
+    run_dir = make(kind, world, tmp_path, "evaluate.stop_at_answer=true", "evaluate.max_tokens=40", "train.steps=120")
+    stored = stored_answers(run_dir)
+    ask = program_of(run_dir, monkeypatch)
+    assert {question: ask(question).rstrip() for question in stored} == {q: text.rstrip() for q, text in stored.items()}
+    assert any(prediction.stop == "cut" for prediction in open_run(run_dir).predictions("test"))
+
+
 def test_a_pipeline_with_one_message_gives_the_measured_answers(run_dir: Path) -> None:
     from transformers import AutoTokenizer, pipeline
 
