@@ -341,7 +341,10 @@ def read_model_card(path: Path) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
     try:
-        return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+        text = path.read_text("utf-8")
+        if not text.startswith("---"):  # the library would print a warning
+            return {}
+        return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     except Exception:  # errors of YAML and others: people write cards by hand, and no result depends on them
         return {}
 
