@@ -1,7 +1,7 @@
 """Compare the answers of one model folder to the same prompts, here and in lm-evaluation-harness, item by item.
 
     potstill run recipes/evaluate.yaml --set student=FOLDER --set name=mine      # potstill's answers
-    potstill export runs/mine --as lm-eval --out tasks                           # the same prompts as tasks
+    potstill export runs/mine --as lm-eval --to tasks                           # the same prompts as tasks
     ENV/bin/lm_eval run --model hf --model_args pretrained=FOLDER,dtype=float32 --include_path tasks --tasks ... \\
         --device cpu --batch_size 1 --log_samples --output_path samples
     python benchmarks/against_lm_eval.py runs/mine samples

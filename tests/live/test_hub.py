@@ -330,7 +330,12 @@ def test_a_base_with_terms_needs_consent(
 
 
 def test_a_free_base_needs_no_consent(served: hub_server.Hub, token: None, finished: Path, tmp_path: Path) -> None:
-    assert len(push_run(with_licence(finished, "apache-2.0", tmp_path))) == 2
+    run_dir = with_licence(finished, "apache-2.0", tmp_path)
+    (run_dir / "student" / "adapter").mkdir()
+    (run_dir / "student" / "adapter" / "adapter_config.json").write_text("{}")
+    assert len(push_run(run_dir)) == 2
+    stored = served.repositories["models/owner/tiny"]
+    assert stored.commits[stored.branches["main"]]["adapter/adapter_config.json"] == b"{}"
 
 
 def test_a_run_without_a_student_is_not_pushed(finished: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `potstill export` writes into a folder: each export is read by the program that it is for, and compared with the run."""
+"""What `potstill export` writes into a folder is read by the program that it is for, and compared with the run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from potstill.export import gguf as gguf_export
 from potstill.export import lm_eval, preference
 from potstill.export.source import EXPORT_FILE, ExportedRun, open_exported_run
 from potstill.grading import grade
-from potstill.inference.transformers import TransformersEngine
 from potstill.run_reader import open_run
 
-needs_gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed (pip install 'potstill[gguf]')")
+needs_gguf = pytest.mark.skipif(
+    find_spec("gguf") is None, reason="gguf is not installed (pip install 'potstill[gguf]')"
+)
 needs_ctranslate2 = pytest.mark.skipif(
     find_spec("ctranslate2") is None, reason="CTranslate2 is not installed (pip install 'potstill[fast]')"
 )
@@ -157,7 +158,8 @@ def test_a_ctranslate2_folder_is_used_with_the_strings_of_its_tokenizer(plain_ru
     questions, found = run.validation_questions(9), about(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     prompts = [found["prompt"].replace("{question}", question.text) for question in questions]
-    rows = [tokenizer.convert_ids_to_tokens(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    special = {"add_special_tokens": found["add_special_tokens"]}
+    rows = [tokenizer.convert_ids_to_tokens(tokenizer(prompt, **special)["input_ids"]) for prompt in prompts]
     generator = ctranslate2.Generator(str(tmp_path / "out"))
     results = generator.generate_batch(
         rows, max_length=found["max_tokens"], sampling_topk=1, include_prompt_in_result=False, end_token=found["stop"]
@@ -203,7 +205,9 @@ def test_pairs_are_a_function_of_seed_and_question() -> None:
     pairs = preference.choose_pairs(right, wrong, **settings)
     assert preference.choose_pairs(right[::-1], [*wrong, wrong[0]], **settings) == pairs
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 4
-    others = [preference.choose_pairs(right, wrong, **(settings | change)) for change in ({"seed": 4}, {"question": "m/2"})]
+    others = [
+        preference.choose_pairs(right, wrong, **(settings | change)) for change in ({"seed": 4}, {"question": "m/2"})
+    ]
     assert all(other != pairs for other in others)
     assert preference.choose_pairs(right, wrong, **(settings | {"most": 2})) == pairs[:2]
 
@@ -228,7 +232,10 @@ def test_tasks_of_the_harness_have_the_test_questions_and_our_grader(plain_run: 
     rows = [row for _, row in storage.read_jsonl(tmp_path / "out" / "potstill_other_zero_shot_rationale.jsonl")]
     test = {question.id: question for question in open_run(plain_run).questions("test")}
     assert all(row["prompt"] == f"Q: {test[row['id']].text}\nLet's think step by step\n" for row in rows)
-    assert printed[-1].startswith("lm_eval run --model hf --model_args pretrained=") and "add_bos_token=False" in printed[-1]
+    assert (
+        printed[-1].startswith("lm_eval run --model hf --model_args pretrained=")
+        and "add_bos_token=False" in printed[-1]
+    )
 
 
 def test_a_run_before_its_test_shows_no_test_question(plain_run: Path, tmp_path: Path) -> None:
@@ -243,7 +250,12 @@ def test_a_run_before_its_test_shows_no_test_question(plain_run: Path, tmp_path:
 def test_the_exported_grader_knows_answers_that_ran_out_of_tokens(plain_run: Path, tmp_path: Path) -> None:
     export(plain_run, "lm-eval", tmp_path / "out")
     results = lm_eval._load_grader(tmp_path / "out")
-    document = {"potstill_gold": "7", "potstill_task": "number", "potstill_max_tokens": 4, "potstill_stop_at_answer": False}
+    document = {
+        "potstill_gold": "7",
+        "potstill_task": "number",
+        "potstill_max_tokens": 4,
+        "potstill_stop_at_answer": False,
+    }
     assert results(document, ["so 7"]) == {"acc": 0.0}  # four tokens, no marked answer
     assert results(document | {"potstill_max_tokens": 40}, ["so 7"]) == {"acc": 1.0}
     more = "The answer is 7. No. The answer is 8."
@@ -252,7 +264,9 @@ def test_the_exported_grader_knows_answers_that_ran_out_of_tokens(plain_run: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(LM_EVAL is None, reason="lm_eval is not installed, and POTSTILL_LM_EVAL names no interpreter with it")
+@pytest.mark.skipif(
+    LM_EVAL is None, reason="lm_eval is not installed, and POTSTILL_LM_EVAL names no interpreter with it"
+)
 @pytest.mark.parametrize("name", ["plain_run", "chat_run", "finished"])
 def test_the_table_of_the_harness_shows_our_scores(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run_dir = request.getfixturevalue(name)

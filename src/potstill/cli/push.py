@@ -57,7 +57,9 @@ def push_student(run_dir: Path, name: str, *, private: bool, revision: str | Non
     licence = str(card.get("license", "unknown"))
     if recipe.student.model is not None and needs_consent(licence) and not accept_terms:
         raise _consent_error(licence, card, recipe.student.model)
-    files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    files: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     if licence == "gemma":
         files.setdefault("NOTICE", GEMMA_NOTICE)
     upload = hub.upload_model(name, files, f"Student of the run {recipe.name}", private=private, revision=revision)

@@ -49,6 +49,7 @@ def export_ctranslate2(run: ExportedRun, folder: Path, weights: str, questions: 
         about |= {
             "weights": weights,
             "prompt": run.prompt_text(student, "{question}"),
+            "add_special_tokens": student.chat is None,  # whether the tokenizer adds its own to the prompt
             "stop": [names[token] for token in engine.end_tokens],
             "max_tokens": run.recipe.evaluate.max_tokens,
             "parity": {"answers": answers.to_json(), "sentences": [f"answers: {answers.sentence}"]},

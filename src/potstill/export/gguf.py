@@ -65,6 +65,7 @@ def export_gguf(run: ExportedRun, folder: Path, kind: str | None, questions: int
         about |= {
             "weights": chosen,
             "prompt": run.prompt_text(student, "{question}"),
+            "add_special_tokens": student.chat is None,  # whether the tokenizer adds its own to the prompt
             "stop": stops,
             "max_tokens": run.recipe.evaluate.max_tokens,
         }
