@@ -187,7 +187,9 @@ def _describe_decoding(facts: CardFacts, settings: QuerySettings) -> str:
     if settings.stop_at_answer:
         stop += ', or after the first complete sentence with "answer is"'
     if facts.weights_dtype != "float32":
-        stop += f". The weights are stored in {facts.weights_dtype}, the dtype of the base, and were measured in it"
+        stop += (
+            f". The weights are stored in {facts.weights_dtype}, the dtype of the base, and measured with this rounding"
+        )
     return (
         f"Decoding: {', '.join(settings.decodings)}; computed in {settings.dtype}; at most"
         f" {summary.format_count(settings.max_tokens)} new tokens. {stop}. `generation_config.json` has these settings"
