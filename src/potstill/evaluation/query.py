@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from potstill import grading, inference
 from potstill.errors import UserError
@@ -45,8 +45,16 @@ def open_student(folder: Path, settings: QuerySettings) -> Student:
     """The student in a folder, on the GPU if there is one. Raises UserError as `models.open_student` does."""
     from potstill import models
 
-    dtype: Any = settings.dtype
-    student = models.open_student(folder, dtype=dtype, chat_template=settings.is_chat)
+    student = models.open_student(folder, chat_template=settings.is_chat)
+    return _move(student, settings)
+
+
+def _move(student: Student, settings: QuerySettings) -> Student:
+    """The student on its device, in the dtype of its evaluation, as `checkpoint.open_checkpoint_engine` opens it."""
+    from potstill import models
+
+    if settings.dtype == "bfloat16":
+        student.convert_weights("bfloat16")
     return student.to(models.default_device())
 
 
@@ -55,7 +63,6 @@ def open_run_student(run_dir: Path, recipe: Recipe) -> tuple[Student, QuerySetti
 
     It comes from the folder `student`, or else from the selected checkpoint; for a run that only evaluates, it is the base.
     """
-    from potstill import models
 
     folder = run_dir / "student"
     if (folder / SETTINGS_FILE).is_file():
@@ -74,7 +81,7 @@ def open_run_student(run_dir: Path, recipe: Recipe) -> tuple[Student, QuerySetti
             where=run_dir,
             hint="ask it with transformers and its own chat template",
         )
-    return student.to(models.default_device()), described
+    return _move(student, described), described
 
 
 # Questions and answers
@@ -136,6 +143,7 @@ def answer_questions(
         stop_at_answer="sentence" if settings.stop_at_answer else None,
         calculator=spec.calculator,
         likelihood=spec.sampled,
+        stop_repeats=settings.stop_repeats,
     )
     by_key: dict[str, AskedQuestion] = {}
     for question in questions:

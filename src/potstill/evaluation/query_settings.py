@@ -51,7 +51,7 @@ class QuerySettings:
     answers     task -> a right answer to one of its questions, whose form determines how an answer is extracted
     format, task, decoding   the defaults: format and decoding of the selection, and the task of the first set
     decodings   all decodings that were evaluated
-    max_tokens, stop_at_answer, temperature, batch_tokens   as in the recipe's section `evaluate`
+    max_tokens, stop_at_answer, stop_repeats, temperature, batch_tokens   as in the recipe's section `evaluate`
     seed        seed of sampled answers
     """
 
@@ -70,6 +70,7 @@ class QuerySettings:
     seed: int
     batch_tokens: int
     dtype: str = "float32"
+    stop_repeats: bool = False
 
     def prompt(self, format: str, task: str) -> tuple[str, str]:
         """The texts around a question. Raises UserError for a format that was not evaluated."""
@@ -128,6 +129,7 @@ def describe_run(run_dir: Path, recipe: Recipe, student: Student) -> QuerySettin
         seed=recipe.seed,
         batch_tokens=section.batch_tokens,
         dtype="bfloat16" if dtype == "bfloat16" else "float32",  # vLLM may have used float16
+        stop_repeats=section.stop_repeats,
     )
 
 
@@ -188,7 +190,7 @@ def read_settings(folder: Path) -> QuerySettings:
         if row["version"] != FORMAT_VERSION:
             what, hint = "another version of potstill wrote the settings", "install the newest version of potstill"
             raise UserError(what, code="E-ask-settings", where=path, found=row["version"], hint=hint)
-        values = {field.name: row[field.name] for field in fields(QuerySettings)}
+        values = {field.name: row[field.name] for field in fields(QuerySettings) if field.name in row}
         values["decodings"] = tuple(values["decodings"])
         values["prompts"] = {
             format: {task: (str(before), str(after)) for task, (before, after) in by_task.items()}

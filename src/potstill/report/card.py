@@ -186,6 +186,10 @@ def _describe_decoding(facts: CardFacts, settings: QuerySettings) -> str:
     stop = f"A text ends with {ends}" if ends else "A text ends with the end token"
     if settings.stop_at_answer:
         stop += ', or after the first complete sentence with "answer is"'
+    if settings.stop_repeats:
+        stop += ", or when it repeats itself (which the lines below do not do: they go on to the limit)"
+    if settings.dtype != "float32":
+        stop += f". Other programs round differently in {settings.dtype}, and a few texts may differ"
     if facts.weights_dtype != "float32":
         stop += (
             f". The weights are stored in {facts.weights_dtype}, the dtype of the base, and measured with this rounding"
