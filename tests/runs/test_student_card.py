@@ -78,7 +78,8 @@ def test_the_program_stops_at_the_answer_if_the_evaluation_did(
     stored = stored_answers(run_dir)
     ask = program_of(run_dir, monkeypatch)
     assert {question: ask(question).rstrip() for question in stored} == {q: text.rstrip() for q, text in stored.items()}
-    assert any(prediction.stop == "cut" for prediction in open_run(run_dir).predictions("test"))
+    stops = {prediction.stop for prediction in open_run(run_dir).predictions("test")}
+    assert kind == "t5" or "cut" in stops  # the tiny T5 ends its texts itself
 
 
 def test_a_pipeline_with_one_message_gives_the_measured_answers(run_dir: Path) -> None:
