@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
 
 from potstill import models, storage, tokenization
 from potstill.errors import UserError
@@ -74,8 +76,13 @@ def byte_level_vocabulary() -> tuple[list[str], list[str]]:
     return tokens, merges
 
 
-def write_model(file: Path, *, pre: str = "smollm", weights: str = "Q4_1", model: str = "gpt2") -> None:
-    """A random Llama as one GGUF file."""
+def write_model(
+    file: Path, *, pre: str = "smollm", weights: str = "Q4_1", model: str = "gpt2", rounded_norms: bool = False
+) -> None:
+    """A random Llama as one GGUF file. Its norms are float32, as converters write them.
+
+    rounded_norms  whether the norms are values that the type of the matrices has
+    """
     tokens, merges = byte_level_vocabulary()
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     out = gguf.GGUFWriter(file, "llama")
@@ -114,6 +121,8 @@ def write_model(file: Path, *, pre: str = "smollm", weights: str = "Q4_1", model
     for name, shape in shapes.items():
         values = random.standard_normal(shape).astype(np.float32)
         if len(shape) == 1:
+            if rounded_norms:
+                values = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind).astype(np.float32)
             out.add_tensor(f"{name}.weight", values)
         else:
             out.add_tensor(f"{name}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
@@ -218,11 +227,17 @@ def test_weights_equal_the_dequantization_of_gguf_bit_by_bit(cache: Path, tmp_pa
     assert (source["license"], source["weights"]) == ("apache-2.0", {"F32": 1 + 2 * LAYERS, weights: 1 + 7 * LAYERS})
 
 
-def test_an_unquantized_file_keeps_its_precision(cache: Path, tmp_path: Path) -> None:
-    write_model(tmp_path / "half.gguf", weights="F16")
-    folder = convert_gguf(tmp_path / "half.gguf")
-    stored = load_file(folder / "model.safetensors")
-    assert stored["model.embed_tokens.weight"].dtype == np.float16
+@pytest.mark.parametrize("weights", ["F16", "BF16"])
+@pytest.mark.parametrize("rounded_norms", [True, False])
+def test_a_file_of_16_bits_keeps_its_precision_unless_a_norm_would_be_rounded(
+    cache: Path, tmp_path: Path, weights: str, rounded_norms: bool
+) -> None:
+    write_model(tmp_path / "half.gguf", weights=weights, rounded_norms=rounded_norms)
+    stored = load_torch_file(convert_gguf(tmp_path / "half.gguf") / "model.safetensors")
+    expected = {"F16": torch.float16, "BF16": torch.bfloat16}[weights] if rounded_norms else torch.float32
+    assert {weight.dtype for weight in stored.values()} == {expected}
+    norms = dequantized(tmp_path / "half.gguf")
+    assert np.array_equal(stored["model.norm.weight"].float().numpy(), norms["output_norm.weight"])
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from potstill import progress, storage
 from potstill.errors import UserError
 from potstill.storage import manifest
 
-FOLDER_FORMAT: Final = 1  # part of the folder's name, so that another converter version does not reuse it
+FOLDER_FORMAT: Final = 2  # part of the folder's name, so that another converter version does not reuse it
 LOCK_SECONDS: Final = 3600.0
 SOURCE_FILE: Final = "gguf.json"
 
@@ -115,25 +115,31 @@ def _choose_pre_tokenizer(metadata: dict[str, Any], file: Path, key: str) -> Seq
 
 
 def _convert_weights(file: Path, folder: Path, *, as_float32: bool = False) -> None:
+    """Write the weights in float32, or in float16 or bfloat16 if the file has that type and no value is rounded.
+
+    as_float32  never in a type of 16 bits
+    """
     import torch
     import transformers
 
     from potstill.models.student import quiet_transformers
 
-    plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    half = {"F16": torch.float16, "BF16": torch.bfloat16}
     kinds = set(_read_metadata(file)["weights"]) - {"F32"}
-    dtype = plain[kinds.pop()] if len(kinds) == 1 and kinds <= plain.keys() and not as_float32 else torch.float32
     # Recent releases keep the weights quantized if they have kernels for them, unless an argument turns this off.
     dequantize = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
     with quiet_transformers():
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype, local_files_only=True, **dequantize
+            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **dequantize
         )
         for setting in ("quantization_config", "_name_or_path"):
             if hasattr(model.config, setting):
                 delattr(model.config, setting)
+        dtype = half.get(kinds.pop()) if len(kinds) == 1 and not as_float32 else None
+        if dtype is not None and all(torch.equal(w, w.to(dtype).float()) for w in model.state_dict().values()):
+            model.to(dtype)  # files of 16-bit matrices have their norms in float32
         model.save_pretrained(folder)
 
 
