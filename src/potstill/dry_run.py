@@ -191,7 +191,7 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
 
 def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple[float, float]]:
     """Format -> mean number of tokens of a prompt and of its target, over the questions of `sample`."""
-    tokenizer = models.tokenizer_from_recipe(recipe)
+    tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
     chat = _open_chat_template(recipe)
     demonstrations = [
         prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[: recipe.train.demonstrations]

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from potstill.errors import UserError
 
+RESERVED_OWNERS: Final = ("datasets", "models", "spaces")  # pages of the hub, and common names of local folders
 HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 # The files that a model needs. Never pickled weights, and no copies of the weights for other tools.
@@ -66,7 +67,7 @@ def is_hub_name(text: str) -> bool:
 
     A relative path of two parts has the same form, so callers look for a folder first.
     """
-    return HUB_NAME.fullmatch(text) is not None
+    return HUB_NAME.fullmatch(text) is not None and text.partition("/")[0] not in RESERVED_OWNERS
 
 
 def is_offline() -> bool:
