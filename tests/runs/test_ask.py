@@ -1,4 +1,7 @@
-"""`potstill ask`: the measured answers from a run, from a copy of its student's folder and from unfinished runs; wrong input."""
+"""`potstill ask`: the measured answers from a run, from a copy of its student's folder and from unfinished runs.
+
+Also wrong input.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,14 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
     """The command; returns what it printed, with --json the rows."""
 
     def call(target: Path | str, question: str | None = None, **options: Any) -> Any:
-        given = {"file": None, "format": None, "task": None, "calculator": None, "vote": None, "as_json": False} | options
+        given = {
+            "file": None,
+            "format": None,
+            "task": None,
+            "calculator": None,
+            "vote": None,
+            "as_json": False,
+        } | options
         capsys.readouterr()
         command.ask(str(target), question, **given)
         out = capsys.readouterr().out
@@ -121,7 +131,9 @@ def test_what_a_person_reads(run_dir: Path, ask: Ask, tmp_path: Path, monkeypatc
     assert [row["text"] for row in rows] == [row["text"]] * 2 and rows[1]["id"] == "7"
 
 
-def test_a_person_types_questions_until_an_empty_line(chat_run: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_types_questions_until_an_empty_line(
+    chat_run: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     typed = io.StringIO("Is <|stop|> a word?\nWhat do 3 and 1 make?\n\nno more\n")
     monkeypatch.setattr(typed, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", typed)
@@ -132,9 +144,7 @@ def test_a_decoding_that_was_not_measured_is_said(run_dir: Path, capsys: pytest.
     settings = query_settings.read_settings(run_dir / "student")
     assert query.with_decoding(settings, calculator=None, vote=None) == "greedy"
     assert query.with_decoding(settings, calculator=True, vote=8) == "vote-8+calculator"
-    command.ask(
-        str(run_dir), ONE, file=None, format=None, task=None, calculator=True, vote=2, as_json=True
-    )
+    command.ask(str(run_dir), ONE, file=None, format=None, task=None, calculator=True, vote=2, as_json=True)
     said = capsys.readouterr()
     assert "vote-2+calculator" in said.err and json.loads(said.out)["votes"] is not None
 

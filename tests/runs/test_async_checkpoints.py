@@ -127,7 +127,9 @@ def test_a_full_disk_stops_the_run_with_its_message(
         tiny.make(world, run_dir, *SIX, until="train")
     assert not (run_dir / "train" / "manifest.json").exists()
     assert not (run_dir / "train" / "checkpoints" / str(step)).exists()
-    assert len((run_dir / "train" / "metrics.jsonl").read_text().splitlines()) <= step + 2, "at the next one at the latest"
+    assert len((run_dir / "train" / "metrics.jsonl").read_text().splitlines()) <= step + 2, (
+        "at the next one at the latest"
+    )
     tiny.make(world, run_dir, *SIX, until="train")
     assert tiny.contents(run_dir) == waited
 

@@ -7,9 +7,7 @@ import itertools
 import json
 import random
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typer.testing import CliRunner
 
 import stub
 import tiny
+from batch_service import served
 from crashing import Crash, crash
 from potstill import cli, runner, storage
 from potstill.data import run_questions
@@ -32,7 +31,6 @@ from potstill.storage.segments import Shard
 from potstill.teachers.openai_api import batch_api
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.token_entries import ReaderContext
-from batch_service import Change, served
 
 ASKED, SAMPLES = 4, 10  # training questions of the tiny world
 
@@ -150,7 +148,9 @@ def test_what_is_missing_is_asked_again_and_nothing_else(world: Path, tmp_path: 
     keys = [chain.key for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet")]
     assert len(keys) == len(set(keys)) == ASKED * SAMPLES
     output = capfd.readouterr().err
-    assert "batch_expired too late" in output and "HTTP 500 oh dear" in output and "fewer texts than requested" in output
+    assert (
+        "batch_expired too late" in output and "HTTP 500 oh dear" in output and "fewer texts than requested" in output
+    )
     assert "some chains are not stored yet" in output
 
 
@@ -247,7 +247,11 @@ def test_a_ceiling_leaves_requests_out(world: Path, tmp_path: Path, capfd) -> No
     with stub.running() as server:
         requests = asked(world, run_dir, server.url, "out", most)
         output = capfd.readouterr().err
-        assert len(requests) == 2 and "2 requests for 8 chains" in output and "the budget allows only these requests" in output
+        assert (
+            len(requests) == 2
+            and "2 requests for 8 chains" in output
+            and "the budget allows only these requests" in output
+        )
         assert "at most 512 in answers" in output and "cost      at most about 0.00, at 1 and 2" in output
         read(world, run_dir, served(server, requests), most)
         assert spent(run_dir / "sample")["completion_tokens"] > 200
@@ -372,7 +376,10 @@ def test_every_id_is_short_and_is_read_back(per_request, samples, stored, number
 
 def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    local, human = next(line for line in tiny.RECIPE.splitlines() if line.startswith("teacher:")), "teacher: {kind: human}"
+    local, human = (
+        next(line for line in tiny.RECIPE.splitlines() if line.startswith("teacher:")),
+        "teacher: {kind: human}",
+    )
     Path("human.yaml").write_text(tiny.RECIPE.replace(local, human) + f"data: {world}\n")
     with pytest.raises(UserError, match=r"teacher\.kind: this teacher is not behind a server\n  found: human"):
         sample("human.yaml", "--batch-out", "out")

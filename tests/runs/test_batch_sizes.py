@@ -19,7 +19,9 @@ BUDGETS = (64, 500, 4096, 40000)
 @pytest.mark.parametrize("folder", ["src/potstill/demo/models/student", "tools/toy_models/models/student-causal"])
 def test_texts_differ_only_where_two_tokens_are_equally_likely(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     student = models.open_student(ROOT / folder)
-    requests = [Request((str(row), 0), tuple(student.encode(student.render(prompt)))) for row, prompt in enumerate(some())]
+    requests = [
+        Request((str(row), 0), tuple(student.encode(student.render(prompt)))) for row, prompt in enumerate(some())
+    ]
     found = [greedy(student, requests, budget) for budget in BUDGETS]
     differing = 0
     for key, first in found[0].items():

@@ -58,7 +58,9 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.skipif(lowest_versions.older("typer", "0.29"), reason="earlier versions of typer word the same help in other ways")
+@pytest.mark.skipif(
+    lowest_versions.older("typer", "0.29"), reason="earlier versions of typer word the same help in other ways"
+)
 def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from potstill import cli
 
@@ -221,7 +223,9 @@ def test_show_and_status_show_what_there_is(finished: Path, said: Callable[..., 
 def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path, said: Callable[..., Told]) -> None:
     assert "code: E-run-not-a-run" in said("status", tmp_path).stderr
     result = said("show", finished, "--chain", "sums/none#0")
-    assert result.returncode == 2 and result.stderr.startswith("sums/none#0: ") and "E-cli-unknown-chain" in result.stderr
+    assert (
+        result.returncode == 2 and result.stderr.startswith("sums/none#0: ") and "E-cli-unknown-chain" in result.stderr
+    )
     example = result.stderr.splitlines()[1].split()[-1]
     assert said("show", finished, "--chain", example).returncode == 0
     result = said("show", finished, "--prediction", example.partition("#")[0])
@@ -253,7 +257,9 @@ def test_texts_of_others_reach_no_terminal_as_commands(
         cli.main()
     output = capsys.readouterr()
     assert "\x1b" not in output.out + output.err
-    assert output.out.count("[31m[/red]") >= 4 and "[31m[/red]#1: " in output.err and "E-cli-unknown-chain" in output.err
+    assert (
+        output.out.count("[31m[/red]") >= 4 and "[31m[/red]#1: " in output.err and "E-cli-unknown-chain" in output.err
+    )
 
 
 def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,7 +303,9 @@ def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, world: Path, said:
     assert (run_dir / "filter" / "manifest.json").exists() and not (run_dir / "align").exists()
 
 
-def test_stage_commands_change_keys_of_a_recipe_and_of_a_run(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
+def test_stage_commands_change_keys_of_a_recipe_and_of_a_run(
+    tmp_path: Path, world: Path, said: Callable[..., Told]
+) -> None:
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
     result = said("collect", "recipe.yaml", "--set", f"data={world}", "--set", "name=other", cwd=tmp_path)
     assert result.returncode == 0 and (tmp_path / "runs/other/collect/manifest.json").exists(), result.stderr

@@ -67,7 +67,9 @@ def checked(run_dir: Path) -> tuple[int, str]:
         ("train/metrics.jsonl", "report"),
     ],
 )
-def test_a_changed_byte_stops_the_stage_that_would_read_it(world: Path, run_dir: Path, changed: str, stage: str) -> None:
+def test_a_changed_byte_stops_the_stage_that_would_read_it(
+    world: Path, run_dir: Path, changed: str, stage: str
+) -> None:
     cut_before(run_dir, stage)
     path = run_dir / changed if not changed.startswith("evaluate") else run_dir / "evaluate" / "2" / "scores.json"
     path = path if path.exists() else next(path.parent.glob("*.npy"))

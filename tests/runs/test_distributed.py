@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSeq2SeqLM
 
@@ -26,7 +25,15 @@ from potstill.models import Student
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
 from potstill.training.distributed import Sharding
 from process_group import gloo, together
-from training_steps import gradients_agree, micro_batches, gradients, training_examples, make_student, optimizer_after_a_step, train
+from training_steps import (
+    gradients,
+    gradients_agree,
+    make_student,
+    micro_batches,
+    optimizer_after_a_step,
+    train,
+    training_examples,
+)
 
 SHARDINGS: tuple[Sharding, ...] = ("none", "full")
 # Cuts `one`, `two` and `four` are accumulation 1, 2 and 4; all but `two` and `four` leave the second process a filler.
@@ -90,7 +97,9 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
         student.zero_grad()
         metrics = train(student, 1, 2, training.build_optimizer(student))
         weights = [load_file(f"{each}.weights") for each in at]
-        assert gradients_agree(weights[0], dict(student.named_parameters()), 1e-4)  # Adam divides by gradients close to 0
+        assert gradients_agree(
+            weights[0], dict(student.named_parameters()), 1e-4
+        )  # Adam divides by gradients close to 0
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         told = [json.loads(Path(f"{each}.json").read_text()) for each in at]
         assert told[0] == told[1]

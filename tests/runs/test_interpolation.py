@@ -35,7 +35,9 @@ def mixed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     before = {path: path.stat().st_mtime_ns for path in (run_dir / "evaluate" / "2").iterdir()}
     tiny.make(world, run_dir, MIX, until="test")
-    assert before == {path: path.stat().st_mtime_ns for path in (run_dir / "evaluate" / "2").iterdir()}, "answered again"
+    assert before == {path: path.stat().st_mtime_ns for path in (run_dir / "evaluate" / "2").iterdir()}, (
+        "answered again"
+    )
     return run_dir
 
 

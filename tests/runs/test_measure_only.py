@@ -74,13 +74,16 @@ def test_without_memory_the_answers_are_the_same(world: Path, tmp_path: Path) ->
     assert tiny.contents(plain) == tiny.contents(kept)
 
 
-def test_a_run_waits_for_the_answers_that_another_run_generates(world: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_run_waits_for_the_answers_that_another_run_generates(
+    world: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """Without the wait, the second of two seeds in parallel would stop at the base's answers."""
     changes = (*MEASURED, f"evaluate.cache={tmp_path / 'answers'}")
     first = runner.run(tiny.recipe(world, *changes), run_dir=tmp_path / "first")
     [cache_dir] = (path.parent for path in (tmp_path / "answers").rglob("answers.jsonl"))
     code = "import sys\nfrom pathlib import Path\nfrom potstill import storage\n"
-    code += "with storage.hold_lock(Path(sys.argv[1]), '.lock', 0, ''):\n    print('locked', flush=True)\n    sys.stdin.read()"
+    code += "with storage.hold_lock(Path(sys.argv[1]), '.lock', 0, ''):\n"
+    code += "    print('locked', flush=True)\n    sys.stdin.read()"
     command = [sys.executable, "-c", code, str(cache_dir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdin is not None and other.stdout is not None

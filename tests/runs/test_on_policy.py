@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tools.toy_models.tokenizer_training import train_bpe, train_unigram
-
 import math
 import shutil
 from dataclasses import replace
@@ -15,6 +13,7 @@ import torch
 import potstill
 import tiny
 from crashing import Crash, crash
+from loss_inputs import SMOOTH
 from potstill import dry_run, inference, models, prompts, runner, tokenization, training
 from potstill.alignment import cross_tokenizer
 from potstill.data import run_questions
@@ -36,9 +35,10 @@ from potstill.training.on_policy import (
     self_written_target,
     teacher_forced_scores,
 )
-from loss_inputs import SMOOTH
-from training_steps import TEXTS, TOKENIZER, make_student
 from tiny import ON_POLICY, REPLAY
+from tools.toy_models.tokenizer_training import train_bpe
+from training_steps import TEXTS, TOKENIZER, make_student
+
 
 @pytest.fixture(scope="module")
 def chosen(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -327,7 +327,9 @@ def test_a_scorer_of_other_tokens_teaches(world: Path, chosen: Path, tmp_path: P
     made = []
     for name in "ab":
         run_dir = Path(shutil.copytree(chosen, tmp_path / name))
-        made.append(tiny.make(world, run_dir, REPLAY, ON_POLICY.replace("sets:", "scorer: teacher, sets:"), until="repair"))
+        made.append(
+            tiny.make(world, run_dir, REPLAY, ON_POLICY.replace("sets:", "scorer: teacher, sets:"), until="repair")
+        )
     assert tiny.contents(made[0]) == tiny.contents(made[1])
     rows = [row for _, row in read.read_jsonl(made[0] / "repair" / "metrics.jsonl")]
     assert len(rows) == 3 and all(row["losses"]["own"] > 0 and 0 < row["kept"] < 1 for row in rows)

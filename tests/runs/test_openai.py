@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 
 import stub
 import tiny
+from fork_server import start
 from potstill import runner, teachers
 from potstill.errors import UserError
 from potstill.grading import grade
@@ -26,11 +26,10 @@ from potstill.storage import ledger, manifest, parquet, segments
 from potstill.storage.segments import Shard
 from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.openai_api import teacher
-from potstill.teachers.openai_api.limits import Budget, compute_cost
 from potstill.teachers.openai_api.client import Client, Reply
+from potstill.teachers.openai_api.limits import Budget, compute_cost
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.token_entries import ReaderContext
-from fork_server import start
 
 CHAINS = int(os.environ.get("POTSTILL_CHAINS", "640"))  # 10000 for the whole
 KEY = "sk-potstill-never-written-4711"
@@ -68,7 +67,9 @@ def prompt_of(question: Question) -> Prompt:
 def drawn(url: str | tuple[str, ...], questions: list[Question], watch: UsageMeter | None = None, **more):
     server_settings = settings(url if isinstance(url, str) else url[0], **more)
     if not isinstance(url, str):
-        server_settings = ServerSettings(**{name: getattr(server_settings, name) for name in server_settings.__slots__} | {"urls": url})
+        server_settings = ServerSettings(
+            **{name: getattr(server_settings, name) for name in server_settings.__slots__} | {"urls": url}
+        )
     reader = ReaderContext(server_settings.source, "raw", end_names=frozenset({"<end>"}))
     done = more.pop("done", ())
     batches = teacher.sample(
@@ -295,7 +296,9 @@ def test_a_dead_server_is_given_up_with_a_clear_message() -> None:
         question_list = questions(50)
         server_settings = settings(server.url, patience=0.2)
         reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
-        stream = teacher.sample(server_settings, Capabilities(), reader, question_list, prompt_of, SamplingState(usage=watch))
+        stream = teacher.sample(
+            server_settings, Capabilities(), reader, question_list, prompt_of, SamplingState(usage=watch)
+        )
         some = next(stream)
         server.dead = True
         with pytest.raises(UserError, match=r"not answered for .*\n.*out of memory") as raised:
@@ -310,9 +313,7 @@ def test_a_question_that_is_refused_stops_only_at_the_end() -> None:
         with stub.running(poison="(3)") as server:
             server_settings = settings(server.url, refused=refused)
             reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
-            stream = teacher.sample(
-                server_settings, Capabilities(), reader, questions(12), prompt_of, SamplingState()
-            )
+            stream = teacher.sample(server_settings, Capabilities(), reader, questions(12), prompt_of, SamplingState())
             try:
                 for batch in stream:
                     found += batch

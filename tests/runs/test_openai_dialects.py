@@ -407,7 +407,9 @@ def test_n_refused_without_its_name(status: int, words: str) -> None:
 
 @pytest.mark.parametrize("field", ["top_k", "min_p", "seed"])
 def test_a_field_refused_without_its_name(field: str) -> None:
-    with stub.running(script=lambda request: said(400, {"error": "Bad request"}) if field in request else None) as server:
+    with stub.running(
+        script=lambda request: said(400, {"error": "Bad request"}) if field in request else None
+    ) as server:
         found = teachers.from_recipe(plan(server.url)).probe([QUESTION])
         assert field in found["left_out"] and len(sampled(plan(server.url))) == 2
 
@@ -429,7 +431,10 @@ def test_a_model_that_loads_is_waited_for(capfd) -> None:
 
 def test_patience_ends(capfd) -> None:
     began = time.monotonic()
-    with stub.running(script=lambda request: said(503, b"loading")) as server, pytest.raises(UserError, match="loading"):
+    with (
+        stub.running(script=lambda request: said(503, b"loading")) as server,
+        pytest.raises(UserError, match="loading"),
+    ):
         teachers.from_recipe(plan(server.url)).probe([QUESTION])
     assert time.monotonic() - began < 10
 

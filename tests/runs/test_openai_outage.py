@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +23,8 @@ from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question, Turn
 from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.openai_api import scheduler, teacher
-from potstill.teachers.openai_api.limits import Budget
 from potstill.teachers.openai_api.client import MAX_ERROR_BYTES, Client, Reply, max_response_bytes
-from potstill.teachers.openai_api.limits import FAILURES_UNTIL_DOWN
+from potstill.teachers.openai_api.limits import FAILURES_UNTIL_DOWN, Budget
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.response import Choice, ResponseBody, Usage
 from potstill.teachers.openai_api.token_entries import ReaderContext

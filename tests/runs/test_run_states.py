@@ -5,8 +5,6 @@ Each ends in the right result or in one message that says how to reach it; finis
 
 from __future__ import annotations
 
-from tools.toy_models.tokenizer_training import train_bpe, train_unigram
-
 import json
 import shutil
 import subprocess
@@ -18,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import calculator, models, runner, tokenization
+from potstill import calculator, models, runner
 from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.models import Shape
@@ -26,6 +24,7 @@ from potstill.report import collect
 from potstill.stages import open_stage
 from potstill.storage import atomic, manifest, parquet
 from potstill.training import examples
+from tools.toy_models.tokenizer_training import train_unigram
 
 
 class Crash(BaseException):
@@ -254,7 +253,10 @@ def test_a_broken_segment_names_its_line(world: Path, tmp_path: Path) -> None:
     ):
         tiny.make(world, run_dir, until="sample")
     segment.write_text(segment.read_text().split("\n", 1)[1])
-    assert sum(1 for _ in parquet.read_chains(tiny.make(world, run_dir, until="sample") / "sample" / "chains.parquet")) == 12
+    assert (
+        sum(1 for _ in parquet.read_chains(tiny.make(world, run_dir, until="sample") / "sample" / "chains.parquet"))
+        == 12
+    )
 
 
 def test_a_disk_that_is_full_while_weights_are_written_is_one_message(world: Path, tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import datetime
 import errno
 import itertools
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,13 +14,13 @@ import pytest
 
 import stub
 import tiny
+from fork_server import exit_code, start
 from potstill import storage
 from potstill.data import contamination, load_set
 from potstill.errors import UserError
 from potstill.recipe.teacher import FilterSection
 from potstill.records import END, Chain
 from potstill.storage import atomic, parquet, run_folder
-from fork_server import exit_code, start
 
 ASKED = 4  # training questions of the tiny world
 SAMPLES = 40

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +9,7 @@ from types import ModuleType
 import pytest
 
 import tiny
+from fork_server import exit_code, start_command
 from potstill import runner, teachers
 from potstill.cli.stage_commands import parse_shard
 from potstill.errors import UserError
@@ -19,7 +17,6 @@ from potstill.records import Question
 from potstill.storage import atomic, parquet, run_folder, segments, write_jsonl
 from potstill.storage.segments import Shard
 from potstill.teachers import SamplingState, reference_solutions, replay
-from fork_server import exit_code, start_command
 
 
 @pytest.fixture(scope="module")

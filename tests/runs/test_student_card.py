@@ -36,7 +36,9 @@ def make(kind: str, world: Path, folder: Path, *changes: str) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS)
 def run_dir(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(request.param, world, tmp_path_factory.mktemp(request.param), "report.licences={sums: MIT, more: our terms}")
+    return make(
+        request.param, world, tmp_path_factory.mktemp(request.param), "report.licences={sums: MIT, more: our terms}"
+    )
 
 
 def card_of(run_dir: Path) -> str:

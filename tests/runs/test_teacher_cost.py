@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +18,11 @@ import pytest
 import potstill
 import stub
 import tiny
+from fork_server import exit_code, start_command
 from potstill import runner
 from potstill.errors import UserError
 from potstill.storage import ledger, parquet, read, segments
 from potstill.storage.segments import Shard
-from fork_server import exit_code, start_command
 
 PRICES = "teacher.budget.prices={prompt: 1e6, completion: 1e6}"
 ASKED, SAMPLES = 4, 4  # training questions of the tiny world, chains of each
@@ -44,7 +42,9 @@ def tokens(run_dir: Path) -> float:
     return spent["money"]
 
 
-def sample(world: Path, run_dir: Path, url: str, *more: str, redo: str | None = None, yes: runner.Consent = False) -> Path:
+def sample(
+    world: Path, run_dir: Path, url: str, *more: str, redo: str | None = None, yes: runner.Consent = False
+) -> Path:
     return runner.run(tiny.recipe(world, *changes(url, *more)), run_dir=run_dir, redo=redo, until="sample", yes=yes)
 
 
@@ -84,7 +84,9 @@ def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_p
     run_dir = tmp_path / "run"
     with stub.running() as server:
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
-            sample(world, run_dir, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
+            sample(
+                world, run_dir, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1"
+            )
         stored = len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))
         with pytest.raises(UserError, match=f"{stored} chains; this run has used"):
             sample(world, run_dir, server.url, redo="sample")
@@ -184,10 +186,14 @@ def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path
     run_dir = tmp_path / "runs" / "tiny"
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE + f"data: {world}\n")
     with stub.running(latency=1.0) as server:
-        settings_of_the_server = changes(server.url, "teacher.server.samples_per_request=1", "teacher.server.concurrency=6")
+        settings_of_the_server = changes(
+            server.url, "teacher.server.samples_per_request=1", "teacher.server.concurrency=6"
+        )
         settings = [argument for change in settings_of_the_server for argument in ("--set", change)]
         process = start_command("run", "recipe.yaml", *settings, cwd=tmp_path)
-        while not any(path.stat().st_size for path in segments.segment_paths(run_dir / "sample")) and process.is_alive():
+        while (
+            not any(path.stat().st_size for path in segments.segment_paths(run_dir / "sample")) and process.is_alive()
+        ):
             time.sleep(0.02)
         time.sleep(0.3)
         assert process.pid is not None
@@ -222,7 +228,10 @@ def test_results_of_a_batch_are_counted_once_whatever_becomes_of_the_chains(worl
         runner.run_batch(recipe, out=tmp_path / "again", run_dir=redone)  # asks the server how it wants to be asked
         probe = server.written - paid
         runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=run_dir)
-        assert tokens(run_dir) == paid + probe and parquet.count_rows(run_dir / "sample" / "chains.parquet") == ASKED * SAMPLES
+        assert (
+            tokens(run_dir) == paid + probe
+            and parquet.count_rows(run_dir / "sample" / "chains.parquet") == ASKED * SAMPLES
+        )
 
 
 def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_path: Path) -> None:
@@ -260,7 +269,9 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
     run_dir = tmp_path / "run"
     with stub.running() as server:
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
-            sample(world, run_dir, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
+            sample(
+                world, run_dir, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1"
+            )
         with segments.segment_paths(run_dir / "sample")[0].open("ab") as torn:
             torn.write(b'{"question": "sums/')
         before = tiny.contents(run_dir)
@@ -276,7 +287,8 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
         status.print_status(run_dir)
         output = capsys.readouterr().out
         assert (
-            f'"chains": {len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))}' in output and "cost " in output
+            f'"chains": {len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))}' in output
+            and "cost " in output
         )
         assert tiny.contents(run_dir) == before
     empty = tiny.make(world, tmp_path / "empty", *changes("http://127.0.0.1:9/v1"), until="collect")
@@ -355,7 +367,8 @@ def test_a_teacher_that_is_always_wrong_is_asked_for_the_first_chains_only(world
                 seen = len(server.seen)
         assert len(server.seen) == seen, "the second time nothing is asked, and nothing is paid"
         questions = {
-            json.loads(line)["question"] for line in segments.segment_paths(run_dir / "sample")[0].read_text().splitlines()
+            json.loads(line)["question"]
+            for line in segments.segment_paths(run_dir / "sample")[0].read_text().splitlines()
         }
         assert len(questions) == ASKED, "the first chains are of as many questions as can be"
         with pytest.raises(UserError, match=r"none of the first (9[6-9]|100) chains"):

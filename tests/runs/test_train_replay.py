@@ -114,7 +114,9 @@ def test_a_replay_that_would_deceive_is_refused(world: Path, change: str, found:
 def test_a_run_where_every_row_is_measured_stops(world: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     run_dir = tiny.make(world, tmp_path / "run", until="collect")
-    rows = [{"prompt": q.text, "answer": q.gold} for q in run_questions.read_questions(run_dir, ["other"], "validation")]
+    rows = [
+        {"prompt": q.text, "answer": q.gold} for q in run_questions.read_questions(run_dir, ["other"], "validation")
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with user_error("E-train-replay-contaminated"):
         tiny.make(world, tmp_path / "other", f"train.replay={{share: 0.1, file: {file}}}", until="train")

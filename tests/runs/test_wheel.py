@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
     own = {name: value for name, value in os.environ.items() if name != "POTSTILL_DATA"}
-    completed = subprocess.run([*map(str, command)], cwd=cwd, env={**own, **environment}, capture_output=True, text=True)
+    completed = subprocess.run(
+        [*map(str, command)], cwd=cwd, env={**own, **environment}, capture_output=True, text=True
+    )
     assert completed.returncode == 0, completed.stderr[-3000:]
     return completed.stdout
 
