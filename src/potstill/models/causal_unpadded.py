@@ -106,7 +106,7 @@ class Packing:
         return move(self, ("positions", "query_tokens", "key_tokens", "slot_of_token"), blocks=blocks)
 
 
-def find_shared_prefix(prompts: Sequence[Sequence[int]], tokens: int) -> int:
+def find_shared_prefix(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
     """The number of first tokens that all prompts share, for `pack_rows` to store once; 0 if sharing saves little.
 
     prompts  token ids of the different prompts of a batch

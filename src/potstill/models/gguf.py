@@ -131,7 +131,7 @@ def _convert_weights(file: Path, folder: Path, *, as_float32: bool = False) -> N
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
     with quiet_transformers():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **dequantize
         )
         for setting in ("quantization_config", "_name_or_path"):

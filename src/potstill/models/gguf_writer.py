@@ -287,7 +287,7 @@ def exported_template(student: Student) -> str | None:
         return own if own.startswith(TEMPLATE_MARK) else None
     plain = student.chat.source.removeprefix(FIXED_DATE_MACRO)
     template = student.chat.source if "strftime_now" in plain else plain
-    for name, value in reversed(student.chat.settings.kwargs.items()):
+    for name, value in reversed(list(student.chat.settings.kwargs.items())):
         template = f"{{%- set {name} = {json.dumps(value)} -%}}{template}"
     return template
 
