@@ -58,6 +58,7 @@ FILES: Final = {
     "ANSWERS/FORMAT.samples.jsonl": "Every sample of each question, if a decoding draws several.",
     "ANSWERS/scores.json": "The counts and accuracies with intervals, for each set, format and decoding.",
     "ANSWERS/tries.json": "Accuracy against the number of samples k: by vote, by likelihood, and pass@k.",
+    "ANSWERS/texts.json": "Bits and bytes of each text of `evaluate.texts`.",
     "select/choice.json": "The selected step, the rule, the value of each checkpoint, and the steps whose difference from"
     " the best may be chance.",
     "repair/metrics.jsonl": "One row for each step, as in `train/metrics.jsonl`.",
@@ -76,6 +77,7 @@ FILES: Final = {
     "report/samples.csv": "The example questions of the report, with chains and answers.",
     "report/chain.csv": "The teacher's candidates along the chain in the report.",
     "report/tries.csv": "Accuracy against the number of samples k.",
+    "report/texts.csv": "Bits per byte of the texts of `evaluate.texts`, before and after training.",
     "MODEL/config.json": "The model's configuration.",
     "MODEL/generation_config.json": "Defaults for `generate`; in `student/` those of the evaluation, with greedy decoding.",
     "MODEL/model.safetensors": "The weights.",
@@ -91,6 +93,8 @@ FILES: Final = {
 }
 
 SOMETIMES: Final = {
+    "ANSWERS/texts.json": "Only on test with `evaluate.texts`. ",
+    "report/texts.csv": "Only with `evaluate.texts`. ",
     "spent-NAME.jsonl": "Only with a paid server. ",
     "MODEL/chat_template.jinja": "Only with a decoder-only student. ",
     "tracked/": "Only after `potstill track`. ",
@@ -173,6 +177,7 @@ COLUMNS: Final = {
     "right": "The number of right answers.",
     "no_answer": "The number of texts without an answer.",
     "truncated": "The number of texts that ran out of tokens.",
+    "repeated": "The number of truncated texts that were stopped because they repeat themselves (`evaluate.stop_repeats`).",
     "accuracy": "right / n.",
     "low": "The lower end of the 95 % interval.",
     "high": "The upper end of the 95 % interval.",
