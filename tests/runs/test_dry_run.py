@@ -111,7 +111,7 @@ def test_weights_that_cannot_be_used_are_found_before_anything_is_paid_for(
 def test_a_stage_that_is_not_asked_for_may_lack_something(
     world: Path, tmp_path: Path, without: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who samples here and trains elsewhere is told, and not stopped."""
+    """A user who samples here and trains elsewhere gets a warning, and the run continues."""
     run_dir = tiny.make(world, tmp_path / "run", "train.lora=2", until="sample")
     assert "later, at train: train.lora: peft is not installed" in capsys.readouterr().err
     with pytest.raises(UserError, match="peft is not installed"):

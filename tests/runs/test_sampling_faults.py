@@ -98,7 +98,7 @@ def test_a_clock_that_steps_back(world: Path, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_two_processes_on_one_run(world: Path, tmp_path: Path) -> None:
-    """The second is told and changes nothing; the first goes on."""
+    """The second stops with a message and changes nothing; the first continues."""
     run = tmp_path / "run"
     with stub.running(latency=0.3) as server:
         first = start(tiny.make, world, run, *changes(server.url), until="sample")

@@ -1,4 +1,4 @@
-"""A base that spends its tokens on thinking is told wherever its score is shown."""
+"""Wherever the score of a base is shown, a warning says that it spends its tokens on thinking."""
 
 from __future__ import annotations
 

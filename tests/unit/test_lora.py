@@ -134,7 +134,7 @@ def test_an_adapter_is_opened_by_peft_on_its_base(family: str, world: Path, tmp_
     config = json.loads((shipped / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base) and config["r"] == 4
     assert 'subfolder="adapter"' in (shipped / "README.md").read_text()
-    # The folder alone is told apart from a whole model, with the name of its base.
+    # An adapter folder alone is refused, with the name of its base.
     with user_error("E-model-adapters", found=str(base)):
         models.open_student(shipped / "adapter")
     outputs = manifest.read_manifest(run_dir / "report" / manifest.MANIFEST_FILE).outputs

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from potstill import models
 from potstill.models import Example, Student, causal
+from potstill.models.batch import Batch
 from potstill.models.causal_unpadded import find_shared_prefix, pack_rows, packed_attention
 from potstill.models.unpadded import MIN_LENGTH_RATIO
 from potstill.records import Target, TargetKind
@@ -111,31 +112,30 @@ def backward(student: Student, made: list[Example]) -> float:
     return float(summed.detach())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_shared_and_packed_has_the_gradient_of_rows_alone_by_the_dense_formula(kind, tmp_path):
-    made = examples()
-    student = models.open_student(folder(kind, tmp_path))
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+def check_dense_gradient(kind: str, into: Path, made: list[Example]) -> Batch:
+    """Assert that a batch has the loss and the gradient of the dense formula, which sees each row alone."""
+    student = models.open_student(folder(kind, into))
+    plain = AutoModelForCausalLM.from_pretrained(into, attn_implementation="eager")
     expected = sum((dense(plain, example, SIZE) for example in made), torch.zeros(()))
     expected.backward()
     assert backward(student, made) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert_close(gradients(student.model), gradients(plain))
-    batch = student.batch(made)
+    return student.batch(made)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_and_packed_has_the_gradient_of_rows_alone_by_the_dense_formula(kind, tmp_path):
+    made = examples()
+    batch = check_dense_gradient(kind, tmp_path, made)
     assert batch.slots == batch.tokens == 11 + 3 + 8 + sum(len(example.target) - 1 for example in made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_that_begin_alike_share_their_beginning_and_keep_the_gradient(kind, tmp_path):
-    """The dense formula sees each row alone. The prefix is longer than the sliding windows."""
+    """The beginning is longer than the sliding windows."""
     beginning = tuple(np.random.default_rng(4).integers(0, TOKENIZER.size, 7).tolist())
     made = [replace(example, prompt=beginning + example.prompt) for example in examples()]
-    student = models.open_student(folder(kind, tmp_path))
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
-    expected = sum((dense(plain, example, SIZE) for example in made), torch.zeros(()))
-    expected.backward()
-    assert backward(student, made) == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert_close(gradients(student.model), gradients(plain))
-    batch = student.batch(made)
+    batch = check_dense_gradient(kind, tmp_path, made)
     assert batch.tokens == 7 + 11 + 3 + 8 + sum(len(example.target) - 1 for example in made)
 
 
