@@ -92,6 +92,14 @@ def test_a_control_that_cannot_be_compared_is_refused(data: Path, own: Path, cha
     assert fault.value.code == "E-report-control-incomparable" and found in fault.value.found
 
 
+def test_a_control_may_be_evaluated_in_other_decodings(data: Path, own: Path) -> None:
+    """A control on bare answers has no use for a calculator."""
+    shutil.rmtree(own / "answers")
+    tiny.make(data, own / "answers", *ANSWERS, "evaluate.test_decodings=[greedy+calculator]", until="test")
+    [control] = collect.collect_report(own / "tiny", tiny.recipe(data, CONTROLLED)).controls
+    assert control.name == "answers"
+
+
 def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
     report = collect.collect_report(own / "tiny", tiny.recipe(data))
     counted = {(cost.stage, cost.label): cost.number for cost in report.costs}

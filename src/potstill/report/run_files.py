@@ -208,9 +208,9 @@ def _check_comparable(run_dir: Path, name: str, sets: list[str]) -> None:
 
 def _base_weights(run_dir: Path, name: str) -> dict[str, object]:
     """The inputs that determine the weights of a run's base: the digest of a model, or the shape and seed of random
-    weights."""
+    weights. Other inputs of the evaluation, such as its texts and its calculator, may differ."""
     inputs = _read_control_manifest(run_dir, name, "test/0").identity.inputs
-    weights: dict[str, object] = {key: value for key, value in inputs.items() if key != "collect"}
+    weights: dict[str, object] = {key: value for key, value in inputs.items() if key.startswith("student.")}
     if "student.model" in weights:
         return weights
     keys = _read_control_manifest(run_dir, name, "train").identity.recipe
