@@ -42,6 +42,7 @@ FEW_SHOT = (
     "teacher={kind: none}",
     "evaluate.formats=[few-shot-rationale]",
     "evaluate.demonstrations=prompts/prompt_simple_4_cases.txt",
+    "select.format=few-shot-rationale",
     "evaluate.texts=null",
 )
 DECODINGS = ("greedy", "greedy+calculator")
