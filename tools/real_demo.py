@@ -115,8 +115,8 @@ def run(suffix: str, changes: Sequence[str], rest: Sequence[str]) -> None:
 def write_table(seeds: Sequence[int]) -> Iterator[str]:
     """The lines of a Markdown table: percent right, and for students of several seeds the change against the base."""
     rows = list(collect_rows(seeds))
-    base = rows[0].right
-    sets = list(base)
+    base, named = rows[0].right, ps.open_run(run_dir(f"seed-{seeds[0]}")).recipe.questions
+    sets = [*named.in_distribution, *named.out_of_distribution, *named.generic]
     yield f"| | {' | '.join(f'{name} ({len(base[name][0])})' for name in sets)} |"
     yield f"|---|{'---|' * len(sets)}"
     for row in rows:
@@ -174,7 +174,7 @@ def format_cell(right: Sequence[Sequence[bool]], base: Sequence[bool] | None) ->
     changes = [[float(now) - float(was) for now, was in zip(row, base, strict=True)] for row in right]
     mean, low, high = seeds_interval(changes)
     seeds = ", ".join(percent_number(statistics.fmean(row)) for row in right)
-    change = f"{format_points(mean)}, {format_points(low)} to {format_points(high)}"
+    change = f"{format_points(mean)}, {format_points(max(low, -1))} to {format_points(min(high, 1))}"
     return f"**{percent_number(share)}** ({change}; seeds: {seeds})"
 
 

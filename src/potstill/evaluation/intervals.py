@@ -130,8 +130,9 @@ def seeds_interval(rows: Sequence[Sequence[float]], level: float = 0.95) -> tupl
 
     Seeds and questions are crossed random effects: all seeds answer the same questions. The variance of the mean is
     (MS_seeds + MS_questions - MS_rest) / n, where MS are the mean squares of the two-way table and n is its number of
-    values. It is at least the variance from only the seeds, and from only the questions. The t quantile has Satterthwaite's
-    degrees of freedom (Biometrics Bulletin 1946), so that two or three different seeds give a wide interval.
+    values. It is at least the variance from only the seeds, from only the questions, and of half a wrong question.
+    The t quantile has Satterthwaite's degrees of freedom (Biometrics Bulletin 1946), so that two or three different
+    seeds give a wide interval.
     """
     table = np.asarray(rows, dtype=np.float64)
     seeds, questions = table.shape
@@ -145,8 +146,10 @@ def seeds_interval(rows: Sequence[Sequence[float]], level: float = 0.95) -> tupl
         float((rest**2).sum()) / ((seeds - 1) * (questions - 1)),
     ]
     variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1]) / table.size
-    if variance == 0:
-        return mean, mean, mean
+    floor = 0.5 / questions**2
+    if variance < floor:
+        half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(floor)
+        return mean, mean - half, mean + half
     freedom = [seeds - 1, questions - 1, (seeds - 1) * (questions - 1)]
     spread = sum((square / table.size) ** 2 / count for square, count in zip(squares, freedom, strict=True))
     half = float(stats.t.ppf(0.5 + level / 2, variance**2 / spread)) * math.sqrt(variance)
