@@ -84,7 +84,7 @@ def _iter_checks(
         if weights:
             yield weights_stage, lambda: models.check_weights(_student_folder(recipe), trust_remote_code=trusted)
     else:
-        yield first, lambda: _check_shape(recipe)
+        yield first, lambda: _student_shape(recipe)
     if recipe.train.lora:
         yield "train", lambda: check_installed("peft", "train.lora", "remove train.lora")
     if recipe.has_teacher:
@@ -108,8 +108,9 @@ def _student_folder(recipe: Recipe) -> Path:
     return models.model_folder(recipe)
 
 
-def _check_shape(recipe: Recipe) -> None:
-    models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size)
+def _student_shape(recipe: Recipe) -> models.Shape:
+    """The size of a student with random weights. Raises UserError if it or its tokenizer is missing."""
+    return models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size)
 
 
 def _check_scorer(recipe: Recipe) -> None:
@@ -126,11 +127,8 @@ def _check_engine(recipe: Recipe) -> None:
 
 def _check_texts(recipe: Recipe) -> None:
     texts.read_texts(recipe)
-    if recipe.student.model is not None:
-        family = models.read_family(_student_folder(recipe))
-    else:
-        size = tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size
-        family = models.shape_from_recipe(recipe, size).family
+    random_weights = recipe.student.model is None
+    family = _student_shape(recipe).family if random_weights else models.read_family(_student_folder(recipe))
     if family == "t5":
         raise texts.encoder_decoder_error()
 

@@ -61,22 +61,8 @@ def write_file(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def write_stream(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write in parts. The file appears at `path` only if the block succeeds; see `write_file`."""
-    crash("write", "before", path)
-    partial = _partial_path(path)
-    with as_user_errors(path):
-        make_folder(path.parent)
-        try:
-            with open(partial, "wb") as file:
-                yield file
-                file.flush()
-                crash("write", "middle", path)
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            _sync_folder(path.parent)
-        except Exception:
-            partial.unlink(missing_ok=True)
-            raise
-    crash("write", "after", path)
+    with _replacing(path, _partial_path(path), "wb") as file:
+        yield file
 
 
 @contextlib.contextmanager
@@ -86,21 +72,28 @@ def resume_stream(path: Path) -> Iterator[BinaryIO]:
     It appears at `path` if the block succeeds. If the block fails, the data stays in a file next to `path` for the next
     block; an empty file is deleted.
     """
+    with _replacing(path, path.with_name(f".{path.name}{RESUMED_SUFFIX}"), "a+b") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, partial: Path, mode: Literal["wb", "a+b"]) -> Iterator[BinaryIO]:
+    """Yield the file `partial`, which replaces `path` if the block succeeds. If the block fails, the file is deleted,
+    unless it was opened for appending and has data."""
     crash("write", "before", path)
-    part = path.with_name(f".{path.name}{RESUMED_SUFFIX}")
     with as_user_errors(path):
         make_folder(path.parent)
         try:
-            with open(part, "a+b") as file:
+            with open(partial, mode) as file:
                 yield file
                 file.flush()
                 crash("write", "middle", path)
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            os.replace(partial, path)
             _sync_folder(path.parent)
         except Exception:
-            if part.exists() and not part.stat().st_size:
-                part.unlink()
+            if partial.exists() and (mode == "wb" or not partial.stat().st_size):
+                partial.unlink()
             raise
     crash("write", "after", path)
 
