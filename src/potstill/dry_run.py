@@ -8,11 +8,9 @@ over the first training questions and their own solutions, because the teacher's
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy
 
 from potstill import data, models, preflight, prompts, runner, stages, teachers, tokenization
 from potstill.data import assemble, splits
@@ -20,11 +18,10 @@ from potstill.errors import UserError
 from potstill.evaluation import checkpoint, cut_thoughts, decoding
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
-from potstill.training import examples, on_policy
+from potstill.training import estimates, examples, on_policy
 
 SAMPLE_QUESTIONS = 200  # number of training questions whose prompts and solutions are tokenized to estimate lengths
 FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan has a time for each rate
-BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of 32 bits
 FEW_QUESTIONS = 100  # below this number, the plan states the uncertainty of a score
 INDENT = " " * 18
 Sets = dict[str, dict[str, list[Question]]]  # set -> split -> questions
@@ -43,6 +40,7 @@ def describe_run(recipe: Recipe) -> str:
         lines += _section(lambda: _student_lines(recipe), "student")
         lines += _section(lambda: _training_lines(recipe, train), "training")
         lines += _section(lambda: _evaluation_lines(recipe, sets), "answers")
+        lines += _section(lambda: ["", *_cost_lines(recipe, train, sets)], "cost")
     else:
         n, formats = sum(len(by_split.get("test", [])) for by_split in sets.values()), len(recipe.evaluate.formats)
         answers = f"{n} x {formats} = {n * formats} of at most {recipe.evaluate.max_tokens} tokens"
@@ -112,20 +110,14 @@ def _student_lines(recipe: Recipe) -> list[str]:
         weights = str(path) if path else f"{section.model} is missing: the run would stop at train"
     if count is None:
         return [f"student           {weights}; its size is unknown unless student.shape is also set", ""]
-    gib, lora = count / 2**30, recipe.train.lora
-    per_parameter = 4 if lora else BYTES_PER_PARAMETER
-    parts = f"weights; adapters of rank {lora} on top" if lora else "weights, gradients and AdamW"
-    engine = "the adapters" if lora else f"{8 * gib:.2f} GiB"
+    gib = count / 2**30
+    engine = "the adapters" if recipe.train.lora else f"{8 * gib:.2f} GiB"
     lines = [
         f"student           {weights}",
         f"  prompts         {'in the chat template (plain prompts: student.chat: false)' if chat else 'plain'}",
         *_thought_lines(chat),
         f"  parameters      {count}",
-        f"  memory          {per_parameter * gib:.2f} GiB: {parts}, {per_parameter} bytes per parameter,",
-        f"{INDENT}and the activations of {recipe.train.batch_tokens} tokens",
     ]
-    if recipe.train.sharding == "full":
-        lines.append(f"{INDENT}everything except the activations is split among the processes")
     saved = f"{_checkpoint_count(recipe)} of {4 * gib:.2f} GiB"
     return [*lines, f"  checkpoints     {saved}, and the engine state of the newest: {engine}", ""]
 
@@ -147,38 +139,49 @@ def _thought_lines(chat: models.ChatTemplate | None) -> list[str]:
     ]
 
 
-def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
-    """The lines about training. Raises UserError if training would fail."""
+@dataclass(frozen=True, slots=True)
+class _StepPlan:
+    """The expected size of an optimizer step.
+
+    lengths     format -> mean number of tokens of a prompt and of its target
+    chains      number of chains; None if the teacher cannot say
+    tokens      number of tokens that the model reads
+    supervised  number of tokens that it learns
+    """
+
+    lengths: dict[str, tuple[float, float]]
+    chains: int | None
+    tokens: float
+    supervised: float
+
+
+def _plan_step(recipe: Recipe, train: Sequence[Question]) -> _StepPlan:
     section = recipe.train
-    sample = splits.sample_by_hash(train, SAMPLE_QUESTIONS)
-    lengths = _mean_lengths(recipe, sample)
+    quotas = {name: quota for name, quota in section.formats.items() if quota}
+    lengths = _mean_lengths(recipe, train, list(quotas), section.demonstrations)
     chains, cap = teachers.from_recipe(recipe).count_chains(train), recipe.filter.max_per_question
     if chains is not None and cap is not None:
         chains = min(chains, len(train) * cap) or None
     chains_per_prompt = examples.mean_chains_per_prompt(recipe, len(train), chains)
-    quotas = {name: quota for name, quota in section.formats.items() if quota}
     tokens = supervised = 0.0
     for name, quota in quotas.items():
         prompt, target = lengths[name]
         share, rows = quota / sum(quotas.values()), chains_per_prompt if prompts.FORMATS[name].rationale else 1
         tokens += share * (prompt + target * rows)  # the chains of a prompt share its tokens
         supervised += share * target * rows
-    lines = _format_lines(recipe, train, chains, lengths)
-    step_tokens = tokens * section.prompts_per_step
-    total, learnt = step_tokens * section.steps, supervised * section.prompts_per_step * section.steps
+    n = section.prompts_per_step
+    return _StepPlan(lengths, chains, n * tokens, n * supervised)
+
+
+def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
+    """The lines about training. Raises UserError if training would fail."""
+    section, plan = recipe.train, _plan_step(recipe, train)
+    total, learnt = plan.tokens * section.steps, plan.supervised * section.steps
+    lines = _format_lines(recipe, train, plan.chains, plan.lengths)
     lines += [
-        f"  steps           {section.steps} of {section.prompts_per_step} prompts: {step_tokens:.0f} tokens per step,",
+        f"  steps           {section.steps} of {section.prompts_per_step} prompts: {plan.tokens:.0f} tokens per step,",
         f"{INDENT}{total:.3g} in total, of which {learnt:.3g} are supervised",
     ]
-    if (parameters := _parameter_count(recipe)) is not None:
-        flops, local_rate = 6 * parameters * total, _measure_flops()
-        times = [f"{_format_duration(flops / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
-        local = f"{_format_duration(flops / local_rate)} at {local_rate / 1e12:.3f} TFLOP/s"
-        lines += [
-            f"  time            {flops:.2g} operations (6 x parameters x tokens):",
-            f"{INDENT}{', '.join(times)};",
-            f"{INDENT}{local}, measured on this machine with a matrix product",
-        ]
     if section.early_stopping_patience is not None:
         patience = f"{section.early_stopping_patience} checkpoints without improvement on validation"
         lines.append(f"  may stop        after {patience}")
@@ -189,13 +192,17 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
     return [*lines, ""]
 
 
-def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple[float, float]]:
-    """Format -> mean number of tokens of a prompt and of its target, over the questions of `sample`."""
+def _mean_lengths(
+    recipe: Recipe, questions: Sequence[Question], formats: Sequence[str], demonstrations: int
+) -> dict[str, tuple[float, float]]:
+    """Format -> mean number of tokens of a prompt and of its target, over a sample of the questions.
+
+    demonstrations  number of demonstrations in a few-shot prompt; they are questions of the sample
+    """
     tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
     chat = _open_chat_template(recipe)
-    demonstrations = [
-        prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[: recipe.train.demonstrations]
-    ]
+    sample = splits.sample_by_hash(questions, SAMPLE_QUESTIONS)
+    shown = [prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[:demonstrations]]
 
     def mean(counts: Sequence[int]) -> float:
         return sum(counts) / len(counts) if counts else 0.0
@@ -204,9 +211,9 @@ def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple
         return mean([len(encoded.ids) + 1 for encoded in tokenizer.encode_batch(texts)])
 
     lengths = {}
-    for name in (name for name, quota in recipe.train.formats.items() if quota):
+    for name in formats:
         format = prompts.FORMATS[name]
-        inputs = [prompts.build_prompt(q.text, format, demonstrations) for q in sample]
+        inputs = [prompts.build_prompt(q.text, format, shown) for q in sample]
         solutions = [
             prompts.format_solution(q.rationale or "", q.gold) if format.rationale else prompts.format_answer(q.gold)
             for q in sample
@@ -246,22 +253,101 @@ def _format_lines(
 
 
 def _evaluation_lines(recipe: Recipe, sets: Sets) -> list[str]:
-    formats = len(recipe.evaluate.formats)
+    formats, evaluations = len(recipe.evaluate.formats), _list_evaluations(recipe, sets)
+    column = " x samples" if any(evaluation.samples > 1 for evaluation in evaluations) else ""
+    lines = [f"answers           of at most {recipe.evaluate.max_tokens} tokens; steps x questions x formats{column}"]
+    for one in evaluations:
+        more, n = f" x {one.samples}" if column else "", len(one.questions)
+        lines.append(f"  {one.stage:<15} {one.steps} x {n} x {formats}{more} = {one.steps * n * formats * one.samples}")
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """The answers of one stage: every step, including the base, answers every question `samples` times."""
+
+    stage: str
+    steps: int
+    questions: list[Question]
+    samples: int
+
+
+def _list_evaluations(recipe: Recipe, sets: Sets) -> list[_Evaluation]:
     steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.interpolate or ())) + 1
     rows: list[tuple[str, int, Split]] = [
         ("evaluation", steps, "validation"),
         ("test", 3 if recipe.on_policy else 2, "test"),
     ]
-    samples = [
-        sum(spec.samples for spec in decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split)))
-        for _, _, split in rows
+    evaluations = []
+    for stage, times, split in rows:
+        specs = decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split))
+        questions = [question for by_split in sets.values() for question in by_split.get(split, [])]
+        evaluations.append(_Evaluation(stage, times, questions, sum(spec.samples for spec in specs)))
+    return evaluations
+
+
+def _cost_lines(recipe: Recipe, train: Sequence[Question], sets: Sets) -> list[str]:
+    """Time and memory of training and evaluation. Raises UserError if the model is missing."""
+    shape = _find_shape(recipe)
+    if shape is None:
+        return ["cost              no estimate: the model has another architecture, or its size is unknown"]
+    section, evaluate, plan = recipe.train, recipe.evaluate, _plan_step(recipe, train)
+    batch = min(section.batch_tokens, plan.tokens)
+    memory = estimates.training_memory(
+        shape,
+        tokens=batch,
+        precision=section.precision,
+        adapters=section.lora > 0,
+        adafactor=section.optimizer == "adafactor",
+        copies=section.async_checkpoints,
+        checkpointing=section.gradient_checkpointing,
+    )
+    operations = section.steps * estimates.training_operations(
+        shape, tokens=plan.tokens, supervised=plan.supervised, adapters=section.lora > 0
+    )
+    reading = writing = rows = 0.0
+    for one in _list_evaluations(recipe, sets):
+        lengths = _mean_lengths(recipe, one.questions, evaluate.formats, section.demonstrations)
+        for prompt, target in lengths.values():
+            budget = evaluate.base_max_tokens or evaluate.max_tokens
+            n, target = len(one.questions) * one.samples, min(target, evaluate.max_tokens)
+            reading += estimates.reading_operations(shape, tokens=one.steps * len(one.questions) * prompt)
+            writing += estimates.decoding_operations(shape, tokens=n * (budget + (one.steps - 1) * target))
+            rows = max(rows, min(n, evaluate.batch_tokens / (prompt + budget)))
+    training_rate, decoding_rate = estimates.measure_rates(
+        shape, tokens=batch, rows=rows, precision=section.precision, dtype=evaluate.dtype
+    )
+    answers = estimates.evaluation_memory(shape, tokens=evaluate.batch_tokens, dtype=evaluate.dtype)
+    parts = sorted(((size, name) for name, size in memory.items()), reverse=True)
+    lines = [
+        f"memory            about {_format_gib(sum(memory.values()))} in training:",
+        *(f"{INDENT}{_format_gib(size)}: {name}" for size, name in parts),
     ]
-    column = " x samples" if max(samples) > 1 else ""
-    lines = [f"answers           of at most {recipe.evaluate.max_tokens} tokens; steps x questions x formats{column}"]
-    for (stage, times, split), texts in zip(rows, samples, strict=True):
-        n, more = sum(len(by_split.get(split, [])) for by_split in sets.values()), f" x {texts}" if column else ""
-        lines.append(f"  {stage:<15} {times} x {n} x {formats}{more} = {times * n * formats * texts}")
-    return lines
+    if section.sharding == "full":
+        lines.append(f"{INDENT}everything except the activations is split among the processes")
+    times = [f"{_format_duration(operations / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
+    training, answering = operations / training_rate, reading / training_rate * 3 + writing / decoding_rate
+    if evaluate.engine == "transformers":
+        lines.append(f"{INDENT}about {_format_gib(sum(answers.values()))} in evaluation")
+        here = f"{_format_duration(training)} for training and {_format_duration(answering)} for answers"
+    else:
+        here = f"{_format_duration(training)} for training; none for answers by {evaluate.engine}"
+    return [
+        *lines,
+        f"time              about {here}, on this machine:",
+        f"{INDENT}training at {training_rate / 1e12:.3f} TFLOP/s, writing at {decoding_rate / 1e12:.3f}; both follow from",
+        f"{INDENT}products of this size, which were measured now. Answers of the base count with all their tokens",
+        f"{INDENT}training takes {operations:.2g} operations: {', '.join(times)}",
+    ]
+
+
+def _find_shape(recipe: Recipe) -> models.Shape | None:
+    """The size of the student; None if it is unknown."""
+    if recipe.student.shape is not None:
+        size = tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size
+        return models.shape_from_recipe(recipe, size)
+    path = _student_folder(recipe)
+    return None if path is None else models.read_shape(path)
 
 
 def _student_folder(recipe: Recipe) -> Path | None:
@@ -273,10 +359,8 @@ def _student_folder(recipe: Recipe) -> Path | None:
 
 
 def _parameter_count(recipe: Recipe) -> int | None:
-    section = recipe.student
-    if section.shape is not None:
-        size = tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size
-        return models.count_parameters(models.shape_from_recipe(recipe, size))
+    if recipe.student.shape is not None and (shape := _find_shape(recipe)) is not None:
+        return models.count_parameters(shape)
     path = _student_folder(recipe)
     return None if path is None else models.count_stored_parameters(path)
 
@@ -286,16 +370,8 @@ def _checkpoint_count(recipe: Recipe) -> int:
     return -(-recipe.train.steps // recipe.train.checkpoint_every)
 
 
-def _measure_flops() -> float:
-    """Operations per second of a matrix product in float32, the best of three measurements."""
-    n = 1024
-    matrix = numpy.ones((n, n), dtype=numpy.float32)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        numpy.matmul(matrix, matrix)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+def _format_gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def _format_duration(seconds: float) -> str:

@@ -38,12 +38,13 @@ from potstill.models.chat_template import (
     open_chat_template,
 )
 from potstill.models.sources import ModelSource, find_model
-from potstill.models.student import SHAPES, DType, Family, Shape, Student, quiet_transformers
+from potstill.models.student import SHAPES, DType, Family, Shape, Student, count_parameters, quiet_transformers
 from potstill.models.weight_files import FIX_CONFIG, StoredDType, TensorHeader
 from potstill.recipe import Recipe, find_path
 from potstill.tokenization import Tokenizer
 
 TESTED_TYPES: Final = (*t5.MODEL_TYPES, *causal.MODEL_TYPES)
+MAX_SIZE_ERROR: Final = 0.1  # of the number of parameters that follows from config.json
 FAMILY_MODULES: Final[dict[Family, Any]] = {"t5": t5, "causal": causal}
 
 
@@ -423,3 +424,34 @@ def shape_from_recipe(recipe: Recipe, vocabulary: int) -> Shape:
 def count_stored_parameters(folder: Path) -> int:
     """The number of parameters of the model in a folder, from the headers of its weight files."""
     return sum(math.prod(tensor.shape) for tensor in weight_files.list_tensors(folder).values())
+
+
+def read_shape(folder: Path) -> Shape | None:
+    """The size of the model in a folder, from its config.json. None for an architecture whose matrices a `Shape` does not
+    describe, such as a mixture of experts: the number of parameters then differs from that of the stored weights."""
+    try:
+        with quiet_transformers():
+            config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        shape = _shape_of_config(config)
+    except (OSError, ValueError, AttributeError, TypeError):  # unreadable, custom code, or other names of the sizes
+        return None
+    stored = count_stored_parameters(folder)
+    return shape if abs(count_parameters(shape) - stored) < MAX_SIZE_ERROR * stored else None
+
+
+def _shape_of_config(config: Any) -> Shape:
+    if _family_of_type(config.model_type) == "t5":
+        sizes = (
+            config.d_model,
+            config.num_decoder_layers,
+            config.num_heads,
+            config.d_ff,
+            config.d_kv,
+            config.vocab_size,
+        )
+        return Shape("t5", *sizes, config.num_layers, gated=config.is_gated_act, tied=config.scale_decoder_outputs)
+    text = config.get_text_config()
+    heads, d_model = text.num_attention_heads, text.hidden_size
+    d_kv, kv_heads = getattr(text, "head_dim", None) or d_model // heads, getattr(text, "num_key_value_heads", None)
+    sizes = (d_model, text.num_hidden_layers, heads, text.intermediate_size, d_kv, text.vocab_size)
+    return Shape("causal", *sizes, kv_heads=kv_heads, tied=text.tie_word_embeddings)

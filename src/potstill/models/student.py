@@ -97,17 +97,25 @@ SHAPES: Final[Mapping[str, Shape]] = {
 
 def count_parameters(shape: Shape) -> int:
     """The number of parameters. Tied parameters count once."""
-    width = shape.heads * shape.d_kv
     embeddings = shape.vocabulary * shape.d_model * (1 if shape.tied else 2)
     if shape.family == "causal":
+        others = (2 * shape.layers + 1) * shape.d_model  # norms
+    else:
+        norms = 2 * (shape.encoder_layers or shape.layers) + 3 * shape.layers + 2
+        others = norms * shape.d_model + 2 * shape.buckets * shape.heads
+    return embeddings + count_matrix_elements(shape) + others
+
+
+def count_matrix_elements(shape: Shape) -> int:
+    """The number of elements of all matrices except the embeddings and the head: the products of one token."""
+    width = shape.heads * shape.d_kv
+    if shape.family == "causal":
         kv_width = (shape.kv_heads or shape.heads) * shape.d_kv
-        layer = shape.d_model * (2 * width + 2 * kv_width + 3 * shape.d_ff + 2)
-        return embeddings + shape.layers * layer + shape.d_model
+        return shape.layers * shape.d_model * (2 * width + 2 * kv_width + 3 * shape.d_ff)
     attention = 4 * shape.d_model * width
     feed_forward = (3 if shape.gated else 2) * shape.d_model * shape.d_ff
-    encoder = (shape.encoder_layers or shape.layers) * (attention + feed_forward + 2 * shape.d_model)
-    decoder = shape.layers * (2 * attention + feed_forward + 3 * shape.d_model)
-    return embeddings + encoder + decoder + 2 * (shape.buckets * shape.heads + shape.d_model)
+    encoder = (shape.encoder_layers or shape.layers) * (attention + feed_forward)
+    return encoder + shape.layers * (2 * attention + feed_forward)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,146 @@
+"""Estimates of the time and memory of training and of evaluation, made before either begins.
+
+    >>> from potstill.models import Shape
+    >>> shape = Shape("causal", d_model=8, layers=2, heads=2, d_ff=16, d_kv=4, vocabulary=100, tied=True)
+    >>> training_operations(shape, tokens=10, supervised=4) == 6 * (10 * 2 * (4 * 8 * 8 + 3 * 8 * 16) + 4 * 8 * 100)
+    True
+    >>> decoding_operations(shape, tokens=10) == 2 * 10 * (2 * (4 * 8 * 8 + 3 * 8 * 16) + 8 * 100)
+    True
+
+The unit of time is the operation: a product of [n, a] and [a, b] takes 2 n a b of them. `measure_product_rate` measures how
+many a device does per second on matrices of the model's size. Training and decoding also do other work than products with
+weights (attention, norms, the optimizer, sampling), and they reach the shares below of that rate. The shares were measured
+(see docs/measurements.md), and differ by a factor of two between models and devices, so an estimate is no more exact.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, Literal
+
+import torch
+
+from potstill.models import Shape, count_matrix_elements, count_parameters, default_device
+
+TRAINING_SHARE: Final = 0.5  # share of the rate of products that training reaches
+DECODING_SHARE: Final = 0.3  # the same for decoding
+PROCESS_BYTES: Final = 500 << 20  # Python and its libraries
+MAX_LOGITS: Final = 1 << 24  # logits that the loss computes at a time
+UNCACHED_ELEMENTS: Final = 1 << 25  # a matrix of this size does not fit in a processor's cache
+Precision = Literal["float32", "bfloat16"]
+
+
+def training_operations(shape: Shape, *, tokens: float, supervised: float, adapters: bool = False) -> float:
+    """The operations of a forward and backward pass, without attention scores and without the optimizer.
+
+    tokens      number of tokens that the model reads
+    supervised  number of positions whose logits are computed
+    adapters    only LoRA adapters are trained, so the weights get no gradient
+    """
+    return (4 if adapters else 6) * (
+        tokens * count_matrix_elements(shape) + supervised * shape.vocabulary * shape.d_model
+    )
+
+
+def decoding_operations(shape: Shape, *, tokens: float) -> float:
+    """The operations of writing `tokens` tokens, one at a time and with logits for each."""
+    return 2 * tokens * (count_matrix_elements(shape) + shape.vocabulary * shape.d_model)
+
+
+def reading_operations(shape: Shape, *, tokens: float) -> float:
+    """The operations of reading prompts of `tokens` tokens."""
+    return 2 * tokens * count_matrix_elements(shape)
+
+
+def training_memory(
+    shape: Shape,
+    *,
+    tokens: float,
+    precision: Precision = "float32",
+    adapters: bool = False,
+    adafactor: bool = False,
+    copies: bool = False,
+    checkpointing: bool = False,
+) -> dict[str, float]:
+    """The peak memory of training in bytes, by part.
+
+    tokens         number of tokens of a micro-batch
+    precision      bfloat16: the products use copies of the weights with 16 bits
+    adapters       only LoRA adapters are trained; their own size is not counted
+    adafactor      the optimizer stores no moments of the size of a matrix
+    copies         checkpoints are written from a copy of weights and optimizer (`train.async_checkpoints`)
+    checkpointing  activations are computed again in the backward pass
+    """
+    parameters, width = count_parameters(shape), 2 if precision == "bfloat16" else 4
+    moments = 0 if adapters or adafactor else 8
+    per_parameter = 4 + (0 if adapters else 4) + moments
+    stored = shape.layers * (1 if shape.family == "causal" else 2)
+    activations = tokens * _layer_activations(shape) * width * (1 if checkpointing else stored)
+    if checkpointing:
+        activations += tokens * shape.d_model * 4 * stored
+    head = 4 * shape.vocabulary * shape.d_model
+    rows = max(256, MAX_LOGITS // shape.vocabulary)
+    parts = {
+        "weights, gradients and optimizer": per_parameter * parameters,
+        "16-bit copies of the weights": 2 * parameters if precision == "bfloat16" else 0,
+        "a copy for checkpoints": (4 + moments) * parameters if copies and not adapters else 0,
+        "activations": activations,
+        "logits and their gradients": 3 * 4 * rows * shape.vocabulary + (0 if adapters else 2 * head),
+        "the process": PROCESS_BYTES,
+    }
+    return {name: size for name, size in parts.items() if size}
+
+
+def evaluation_memory(shape: Shape, *, tokens: float, dtype: Precision) -> dict[str, float]:
+    """The peak memory of evaluation in bytes, by part.
+
+    tokens  number of tokens of a batch, prompts and answers
+    """
+    width, keys = 2 if dtype == "bfloat16" else 4, (shape.kv_heads or shape.heads) * shape.d_kv
+    layers = shape.layers * (1 if shape.family == "causal" else 2)
+    return {
+        "weights": width * count_parameters(shape),
+        "keys and values": tokens * layers * 2 * keys * width,
+        "the process": PROCESS_BYTES,
+    }
+
+
+def _layer_activations(shape: Shape) -> int:
+    """The numbers that a layer keeps for its backward pass, per token: the inputs of its norms, products and activations."""
+    attention, keys = shape.heads * shape.d_kv, (shape.kv_heads or shape.heads) * shape.d_kv
+    return 8 * shape.d_model + 4 * attention + 4 * keys + 4 * shape.d_ff
+
+
+def measure_product_rate(rows: int, width: int, columns: int, dtype: Precision) -> float:
+    """The operations per second of products [rows, width] @ [width, columns] on the device that trains, the best of three
+    measurements."""
+    kind, device = getattr(torch, dtype), default_device()
+    left, right = (torch.ones(size, dtype=kind, device=device) for size in ((rows, width), (width, columns)))
+    best = float("inf")
+    for _ in range(4):  # the first product also prepares the library
+        _wait(device)
+        start = time.perf_counter()
+        torch.mm(left, right)
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * width * columns / best
+
+
+def measure_rates(
+    shape: Shape, *, tokens: float, rows: float, precision: Precision, dtype: Precision
+) -> tuple[float, float]:
+    """The rates, in operations per second, that training and decoding are expected to reach on this machine.
+
+    tokens     number of tokens of a micro-batch
+    rows       number of answers that are written at the same time
+    precision  type of the products in training; `dtype`: in evaluation
+    """
+    training = measure_product_rate(max(1, int(tokens)), shape.d_model, shape.d_ff, precision)
+    # Every new token reads all weights, which do not stay in the cache.
+    decoding = measure_product_rate(max(1, int(rows)), shape.d_model, UNCACHED_ELEMENTS // shape.d_model, dtype)
+    return TRAINING_SHARE * training, DECODING_SHARE * decoding
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
