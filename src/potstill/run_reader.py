@@ -137,7 +137,7 @@ class Run:
 
     @property
     def choice(self) -> Checkpoint:
-        """The checkpoint that the stage `select` chose by accuracy on the out-of-distribution validation sets."""
+        """The checkpoint that the stage `select` chose by accuracy on validation questions, by `select.rule`."""
         from potstill.evaluation.checkpoint import read_choice
 
         self._finished("select")

@@ -108,6 +108,8 @@ def test_every_key_has_a_description() -> None:
         ("questions: {generic: [svamp]}", "E-recipe-named-twice"),
         ("questions: {train: [svamp]}", "E-recipe-set-trained"),
         ("questions: {train: []}", "E-recipe-no-training-set"),
+        ("questions: {out_of_distribution: []}", "E-recipe-no-selection-set"),
+        ("select: {rule: in-distribution}\nquestions: {in_distribution: []}", "E-recipe-no-selection-set"),
         ("? [a]\n: b", "E-recipe-values"),
     ],
 )
@@ -115,6 +117,14 @@ def test_what_would_make_numbers_dishonest_is_refused(text: str, code: str) -> N
     with pytest.raises(UserError) as caught:
         parse_recipe(f"name: x\n{text}\n", "r.yaml")
     assert caught.value.code == code
+
+
+def test_one_data_set_is_enough_if_the_rule_says_so() -> None:
+    read = parse_recipe("name: x\nquestions: {train: [a]}\nselect: {rule: in-distribution}\n", "r.yaml").questions
+    groups = (read.train, read.in_distribution, read.out_of_distribution, read.generic)
+    assert groups == (["a"], ["a"], [], [])
+    named = parse_recipe("name: x\nquestions: {generic: [b]}\n", "r.yaml", ["select.rule=in-distribution"]).questions
+    assert (named.in_distribution, named.generic, named.out_of_distribution) == (["gsm8k"], ["b"], [])
 
 
 def test_scalars_are_yaml_1_2() -> None:

@@ -73,6 +73,7 @@ DIFFERENT = "E-select-different-questions"
     [
         ({}, "mean-out-of-distribution", "E-select-no-checkpoint", "select"),
         ({0: {}}, "mean-out-of-distribution", "E-select-no-validation-set", "select"),
+        ({0: {}}, "in-distribution", "E-select-no-validation-set", "select"),
         ({0: {"a": []}}, "mean-out-of-distribution", "E-select-empty-set", "select: step 0, a"),
         ({0: {"a": [True]}, 5: {"a": [True, False]}}, "mean-out-of-distribution", DIFFERENT, "select"),
         ({0: {"a": [True]}, 5: {"b": [True]}}, "mean-out-of-distribution", DIFFERENT, "select"),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from potstill import calculator, evaluation, grading, inference, progress, prompts, storage
 from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
-from potstill.evaluation import cut_thoughts, decoding, intervals, self_consistency, texts
+from potstill.evaluation import cut_thoughts, decoding, intervals, selection, self_consistency, texts
 from potstill.evaluation.decoding import SamplingSpec
 from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
@@ -334,12 +334,17 @@ def read_choice(run_dir: Path) -> Choice:
     return storage.read_record(Choice, run_dir / "select" / CHOICE_FILE)
 
 
+def list_selection_sets(recipe: Recipe) -> list[str]:
+    """The sets whose validation questions select the checkpoint of a run."""
+    return getattr(recipe.questions, selection.SET_KEYS[recipe.select.rule])
+
+
 def read_selection_outcomes(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list[bool]]:
-    """Out-of-distribution set -> whether each answer is right, sorted by question id."""
+    """Set that selects the checkpoint -> whether each answer is right, sorted by question id."""
     outcomes: dict[str, dict[str, bool]] = {}
-    format, name = recipe.select.format, recipe.evaluate.decodings[0]
+    format, name, sets = recipe.select.format, recipe.evaluate.decodings[0], list_selection_sets(recipe)
     for prediction in read_predictions(run_dir / "evaluate", checkpoint, format, name):
-        if prediction.set in recipe.questions.out_of_distribution:
+        if prediction.set in sets:
             outcomes.setdefault(prediction.set, {})[prediction.question] = prediction.grade == "right"
     return {name: [right for _, right in sorted(by_question.items())] for name, by_question in outcomes.items()}
 

@@ -1,4 +1,4 @@
-"""Selection: the best checkpoint by accuracy on sets that it was not trained on.
+"""Selection: the best checkpoint by accuracy on validation questions.
 
     >>> before = {"svamp": [False, False], "asdiv": [True, False]}
     >>> after = {"svamp": [True, False], "asdiv": [True, True]}
@@ -6,9 +6,11 @@
     >>> selection.best.step, [value for _, value in selection.table], [checkpoint.step for checkpoint in selection.tied]
     (100, [0.25, 0.75], [0, 100])
 
-The best checkpoint in distribution is not the best out of distribution (Fu et al. 2023), so the rule uses the
-mean accuracy over the out-of-distribution validation sets. Chance favours the best of many checkpoints, so checkpoints
-that a paired bootstrap cannot distinguish from the best are listed as tied.
+The best checkpoint in distribution is not the best out of distribution (Fu et al. 2023), so the default rule,
+`mean-out-of-distribution`, uses the mean accuracy over the out-of-distribution validation sets. With one task and one
+data set there are no such sets; `in-distribution` uses the mean over the in-distribution validation sets, and says
+nothing about other data. Chance favours the best of many checkpoints, so checkpoints that a paired bootstrap cannot
+distinguish from the best are listed as tied.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from potstill.evaluation import intervals
 from potstill.records import Checkpoint
 
 VERSION: Final = 1  # version of the rules and their intervals; stored with the choice
-RULES: Final = ("mean-out-of-distribution",)
+SET_KEYS: Final = {  # rule -> key of its sets in the recipe's section `questions`
+    "mean-out-of-distribution": "out_of_distribution",
+    "in-distribution": "in_distribution",
+}
 
 Outcomes = Mapping[str, Sequence[bool]]  # set -> whether each answer is right
 
@@ -51,16 +56,16 @@ def select_checkpoint(
 ) -> Selection:
     """Select the best checkpoint of `table`; of equally good checkpoints, the first.
 
-    table  checkpoint -> outcomes on the out-of-distribution validation sets; all have the same order of questions
+    table  checkpoint -> outcomes on the validation sets of the rule; all have the same order of questions
 
     A checkpoint is tied if the paired interval of its difference from the best contains 0.
     Raises UserError for an unknown rule, an empty table, or checkpoints with different sets or numbers of questions.
     """
-    if rule not in RULES:
-        hint = f"use one of {', '.join(RULES)}"
+    if rule not in SET_KEYS:
+        hint = f"use one of {', '.join(SET_KEYS)}"
         raise UserError("unknown rule", code="E-select-unknown-rule", where="select.rule", found=rule, hint=hint)
     checkpoints = sorted(table)
-    _check_table(table, checkpoints)
+    _check_table(table, checkpoints, rule)
     values = {checkpoint: mean_set_accuracy(table[checkpoint]) for checkpoint in checkpoints}
     best = max(checkpoints, key=values.__getitem__)  # the first, if several are equal
     tied = []
@@ -89,15 +94,14 @@ def count_since_best(values: Sequence[float]) -> int:
     return len(values) - 1 - max(range(len(values)), key=values.__getitem__)
 
 
-def _check_table(table: Mapping[Checkpoint, Outcomes], checkpoints: Sequence[Checkpoint]) -> None:
+def _check_table(table: Mapping[Checkpoint, Outcomes], checkpoints: Sequence[Checkpoint], rule: str) -> None:
     if not checkpoints:
         hint = "run `evaluate` first"
         raise UserError("no checkpoint was evaluated", code="E-select-no-checkpoint", where="select", hint=hint)
     first, *others = checkpoints
     sizes = {name: len(answers) for name, answers in table[first].items()}
     if not sizes:
-        what = "there is no out-of-distribution validation set"
-        hint = "list at least one set that is not trained on under questions.out_of_distribution"
+        what, hint = f"the rule {rule} has no validation set", f"list at least one set under questions.{SET_KEYS[rule]}"
         raise UserError(what, code="E-select-no-validation-set", where="select", hint=hint)
     if empty := [name for name, size in sizes.items() if size == 0]:
         where = f"select: step {first.label}, {empty[0]}"

@@ -171,7 +171,9 @@ class QuestionsSection(Section):
         default=["gsm8k"], description="Evaluation sets of the task that the student learns."
     )
     out_of_distribution: list[Name] = Field(
-        default=["multiarith", "asdiv", "svamp"], description="Evaluation sets on which the checkpoint is selected."
+        default=["multiarith", "asdiv", "svamp"],
+        description="Evaluation sets that are not trained on. By default, the checkpoint is selected on them; [] needs "
+        "`select: {rule: in-distribution}`.",
     )
     generic: list[Name] = Field(default=["bbh"], description="Evaluation sets of other abilities.")
     splits: Literal["digest", "paper"] = Field(
@@ -196,3 +198,19 @@ class QuestionsSection(Section):
         description="Whether to keep or drop training questions that differ from a validation or test question only "
         "in numbers and names; the dry run and the report count them.",
     )
+
+
+def with_in_distribution_groups(recipe: Any) -> Any:
+    """The keys of a recipe, with the groups of `questions` that it does not name if `select.rule` is in-distribution: what
+    is trained on is evaluated, and nothing else is.
+
+    >>> with_in_distribution_groups({"questions": {"train": ["a"]}, "select": {"rule": "in-distribution"}})["questions"]
+    {'in_distribution': ['a'], 'out_of_distribution': [], 'generic': [], 'train': ['a']}
+    """
+    if not isinstance(recipe, dict):
+        return recipe
+    select, questions = recipe.get("select"), recipe.get("questions", {})
+    if not isinstance(select, dict) or select.get("rule") != "in-distribution" or not isinstance(questions, dict):
+        return recipe
+    groups = {"in_distribution": questions.get("train", ["gsm8k"]), "out_of_distribution": [], "generic": []}
+    return {**recipe, "questions": {**groups, **questions}}

@@ -23,6 +23,7 @@ from potstill.recipe.fields import (
     Section,
     Share,
     refuse,
+    with_in_distribution_groups,
 )
 from potstill.recipe.teacher import FilterSection, TeacherSection, TransferSection, VllmSection, with_vllm_batch
 
@@ -323,9 +324,11 @@ class EvaluateSection(Section):
 
 
 class SelectSection(Section):
-    rule: Literal["mean-out-of-distribution"] = Field(
+    rule: Literal["mean-out-of-distribution", "in-distribution"] = Field(
         default="mean-out-of-distribution",
-        description="Value that selects the checkpoint: mean validation accuracy on the out-of-distribution sets.",
+        description="Value that selects the checkpoint: mean validation accuracy on the out-of-distribution sets, or on the "
+        "in-distribution sets. With in-distribution, questions.in_distribution is by default questions.train, and the "
+        "other groups are empty.",
     )
     format: FormatName = Field(
         default="zero-shot-rationale", description="Prompt format whose scores select the checkpoint."
@@ -418,6 +421,11 @@ class Recipe(Section):
     def has_teacher(self) -> bool:  # without a teacher, the student is only evaluated
         return self.teacher.kind != "none"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_data_set(cls, value: Any) -> Any:
+        return with_in_distribution_groups(value)
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.select.format not in self.evaluate.formats:
@@ -438,9 +446,11 @@ class Recipe(Section):
         questions = self.questions
         if not questions.train:
             refuse("E-recipe-no-training-set", "questions.train is empty: there is nothing to learn from")
-        if not questions.out_of_distribution:
-            message = "questions.out_of_distribution is empty: the checkpoint is selected on these sets"
-            refuse("E-recipe-no-selection-set", message)
+        key = "in_distribution" if self.select.rule == "in-distribution" else "out_of_distribution"
+        if not getattr(questions, key):
+            message = f"questions.{key} is empty: the checkpoint is selected on these sets"
+            hint = "name a set, or with one data set, write `select: {rule: in-distribution}`"
+            refuse("E-recipe-no-selection-set", message, hint=hint if key == "out_of_distribution" else "name a set")
         for name in questions.out_of_distribution:
             if name in questions.train:
                 refuse("E-recipe-set-trained", f"questions.out_of_distribution names {name}, which is trained on")
@@ -450,7 +460,7 @@ class Recipe(Section):
         for key, section in (("train.replay", self.train.replay), ("on_policy", self.on_policy)):
             for name in section.sets if section else ():
                 if name in questions.out_of_distribution:
-                    refuse("E-recipe-set-selects", f"{key} names {name}, on which the checkpoint is selected")
+                    refuse("E-recipe-set-selects", f"{key} names {name}, which is out of distribution: not trained on")
 
     def _check_evaluation(self) -> None:
         questions = self.questions

@@ -266,6 +266,7 @@ def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterat
         shares = ", ".join(f"{name} {percent_number(value / total)} %" for name, value in weights.items())
         rest = " of the weight that is not for replay" if recipe.train.replay else ""
         yield f"Weights of the formats in the gradient of every step: {shares}{rest}."
+    yield from note_groups(recipe)
     yield from note_templates(files)
     yield from _note_answers(files, comparisons)
     if replay := recipe.train.replay:
@@ -336,6 +337,19 @@ def _note_answers(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterato
             "Texts were stopped when they repeated themselves (evaluate.stop_repeats). A program without this rule"
             " continues such texts up to its token limit."
         )
+
+
+def note_groups(recipe: Recipe) -> Iterator[str]:
+    """What the scores do not show, if the checkpoint was selected in distribution and groups of sets are empty."""
+    sets = recipe.questions
+    if recipe.select.rule != "in-distribution":
+        return
+    yield (
+        f"The checkpoint was selected on validation questions of {', '.join(sets.in_distribution)}, in distribution."
+        + ("" if sets.out_of_distribution else " No out-of-distribution set was measured: the scores do not show")
+        + ("" if sets.out_of_distribution else " how the student does on questions of another kind.")
+        + ("" if sets.generic else " No generic set was measured: the scores do not show what the student lost.")
+    )
 
 
 def _describe_truncation(name: str, scores: Sequence[Score], max_tokens: int) -> str:

@@ -95,7 +95,7 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "interpolated": any(row.checkpoint.share != 1 for row in checkpoints),
         "on_policy": any(row.checkpoint.on_policy_steps for row in checkpoints),
         "non_finite": sum(not math.isfinite(loss) for _, loss in data.losses),
-        "groups": SET_GROUPS,
+        "groups": [group for group in SET_GROUPS if group in data.groups.values()],
         "costs": [(stage, list(rows)) for stage, rows in groupby(data.costs, lambda cost: cost.stage)],
         "examples": examples,
         "first_open": next((index for index, different in enumerate(grades) if len(different) > 1), 0),

@@ -53,14 +53,18 @@ class Evaluate(Stage):
 
 
 class Select(Stage):
-    reads = ("select", "seed", "questions.out_of_distribution", "evaluate.decodings")
+    reads = ("select", "seed", "questions.in_distribution", "questions.out_of_distribution", "evaluate.decodings")
     after = ("evaluate",)
+
+    def free(self, recipe: Recipe) -> tuple[str, ...]:
+        """The sets that the rule does not use."""
+        return tuple(f"questions.{key}" for rule, key in selection.SET_KEYS.items() if rule != recipe.select.rule)
 
     def versions(self) -> dict[str, int]:
         return {"exam": checkpoint.VERSION, "intervals": intervals.VERSION, "selection": selection.VERSION}
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
-        """Choose the checkpoint with the best mean accuracy on the out-of-distribution validation sets."""
+        """Choose the checkpoint with the best mean accuracy on the validation sets of the rule."""
         decoding = recipe.evaluate.decodings[0]
         steps = checkpoint.read_evaluated_checkpoints(run_dir)
         outcomes = {step: checkpoint.read_selection_outcomes(run_dir, recipe, step) for step in steps}

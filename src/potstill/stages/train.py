@@ -236,7 +236,8 @@ def _evaluate_checkpoints(run_dir: Path, recipe: Recipe, steps: list[int]) -> bo
         values.append(selection.mean_set_accuracy(checkpoint.read_selection_outcomes(run_dir, recipe, saved)))
     since = selection.count_since_best(values)
     best = f"best step so far: {steps[-1 - since]}"
-    progress.print_line(f"step {steps[-1]}: {values[-1]:.1%} on out-of-distribution validation; {best}", "dim")
+    name = recipe.select.rule.removeprefix("mean-")
+    progress.print_line(f"step {steps[-1]}: {values[-1]:.1%} on {name} validation; {best}", "dim")
     return recipe.train.early_stopping_patience is not None and since >= recipe.train.early_stopping_patience
 
 
