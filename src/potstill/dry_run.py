@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill import data, models, preflight, prompts, runner, stages, teachers, tokenization
+from potstill import data, models, preflight, prompts, runner, stages, teachers, thoughts, tokenization
 from potstill.data import assemble, splits
 from potstill.errors import UserError
-from potstill.evaluation import checkpoint, cut_thoughts, decoding
+from potstill.evaluation import checkpoint, decoding
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
 from potstill.training import estimates, examples, on_policy
@@ -132,7 +132,7 @@ def _thought_lines(chat: models.ChatTemplate | None) -> list[str]:
     if chat is None or not (chat.opens_thought or chat.thinking_switch):
         return []
     does = "opens a thought" if chat.opens_thought else "lets the model think before it answers"
-    advice = cut_thoughts.advise(chat.thinking_switch)
+    advice = thoughts.advise(chat.thinking_switch)
     return [
         f"  thoughts        the template {does}: a base that uses its tokens for thinking looks worse than it is.",
         f"{INDENT}{advice}",

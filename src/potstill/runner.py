@@ -22,13 +22,20 @@ from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys, recipe_to_yaml
 from potstill.stages import ALL_STAGES, STAGES, open_stage, recipe_stages, stages_from
 from potstill.storage import ledger, manifest, parquet, run_folder, segments
-from potstill.storage.manifest import Identity, Manifest, StageState, mebibyte_counter, unverified_bytes, verify_files
+from potstill.storage.manifest import (
+    SLOW_VERIFY_BYTES,
+    Identity,
+    Manifest,
+    StageState,
+    mebibyte_counter,
+    unverified_bytes,
+    verify_files,
+)
 from potstill.storage.segments import Shard
 
 if TYPE_CHECKING:
     from potstill.training.distributed import ProcessGroup
 
-SLOW_VERIFY_BYTES: Final = 1 << 30  # above this, reading takes over two seconds, and a progress bar is shown
 SHARD_LOCK_TIMEOUT: Final = 600.0  # seconds that a shard waits while another process collects the questions
 Consent = bool | Callable[[str], bool]
 
@@ -198,7 +205,7 @@ class _Run:
         """Make a stage whose earlier stages are finished."""
         stage, folder = open_stage(name), self.run_dir / name
         identity = self.identity(name)
-        done = manifest.begin_stage(folder, identity, stages_from(name), self.state(name))
+        done = manifest.begin_stage(folder, identity, self.stages_from(name), self.state(name))
         if done is not None and not stage.grown(self.recipe, done.counts):
             progress.print_line(f"{name:<9} up to date", "dim")
             return
@@ -223,7 +230,7 @@ class _Run:
         self.check(self.stages)
         self.write_recipe()
         self.make("collect")
-        done = manifest.begin_stage(self.run_dir / "sample", self.identity("sample"), stages_from("sample"))
+        done = manifest.begin_stage(self.run_dir / "sample", self.identity("sample"), self.stages_from("sample"))
         if done is not None:
             progress.print_line("sample    up to date: all chains are stored", "dim")
             return True
@@ -234,7 +241,7 @@ class _Run:
     def check(self, names: Collection[str]) -> None:
         """Raise UserError if a stage that has begun no longer matches the recipe, its inputs or the versions."""
         for name, before, now in self.iter_begun(names):
-            manifest.check_identity(self.run_dir / name, before, now, stages_from(name))
+            manifest.check_identity(self.run_dir / name, before, now, self.stages_from(name))
             done = self.state(name).manifest
             if done is not None:
                 manifest.check_sizes(self.run_dir, done)
@@ -283,6 +290,10 @@ class _Run:
             if state.begun is not None and not state.is_empty:
                 earlier = {before: state.begun.inputs.get(before, "") for before in self.earlier(name)}
                 yield name, state.begun, self.identity(name, earlier)
+
+    def stages_from(self, name: str) -> tuple[str, ...]:
+        """The stage and the later stages that the recipe has."""
+        return tuple(later for later in stages_from(name) if later in self.stages)
 
     def earlier(self, name: str) -> list[str]:
         """The stages of this run whose files a stage reads."""

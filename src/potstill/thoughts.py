@@ -5,12 +5,18 @@
 ['1 + 1 = 2', 'The answer is 2']
 >>> ends_in_thought("<think>1 + 1 is"), ends_in_thought(text), ends_in_thought("1 + 1 is", opened=True)
 (True, False, True)
+>>> counts = {"cut_in_thought": {"zero-shot-rationale.greedy": [61, 100]}, "thinking_switch": "enable_thinking"}
+>>> print(describe_cut_thoughts(counts, is_base=True))      # doctest: +NORMALIZE_WHITESPACE
+Warning: 61 of 100 answers of the base (zero-shot-rationale, greedy) were cut inside a thought. It did not get to
+its answer, so the gain looks larger than it is. Set student.chat_template_kwargs: {enable_thinking: false}, or
+raise evaluate.max_tokens.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 # Tags of thoughts, as models write them. gpt-oss writes channels; the channel `final` is the answer.
 _TAG: Final = re.compile(
@@ -19,6 +25,11 @@ _TAG: Final = re.compile(
     r"|(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>\w+)[^<]*<\|message\|>|<\|(?P<channel_end>end|return|call)\|>",
     re.IGNORECASE,
 )
+
+# Keys in the manifest of an evaluated checkpoint: the answers that were cut inside a thought, by FORMAT.DECODING, and the
+# argument of the chat template that turns thoughts off.
+CUT_KEY: Final = "cut_in_thought"
+SWITCH_KEY: Final = "thinking_switch"
 
 
 class TextPart(NamedTuple):
@@ -80,3 +91,22 @@ def strip_part(text: str, start: int, end: int, is_answer: bool) -> TextPart:
     end = start + len(inner.strip())
     first_byte = len(text[:start].encode("utf-8", "replace"))
     return TextPart(first_byte, first_byte + len(text[start:end].encode("utf-8", "replace")), is_answer)
+
+
+def describe_cut_thoughts(counts: Mapping[str, Any], *, is_base: bool) -> str | None:
+    """A warning for the page and the terminal; None if no answer was cut inside a thought."""
+    if not counts.get(CUT_KEY):
+        return None
+    parts = [
+        f"{cut} of {total} answers of the {'base' if is_base else 'student'} ({name.replace('.', ', ', 1)})"
+        for name, (cut, total) in counts[CUT_KEY].items()
+    ]
+    effect = "so the gain looks larger than it is" if is_base else "so its score is lower than it could be"
+    cut = f"Warning: {' and '.join(parts)} were cut inside a thought."
+    return f"{cut} It did not get to its answer, {effect}. {advise(counts.get(SWITCH_KEY))}."
+
+
+def advise(switch: str | None) -> str:
+    """The advice in a warning, without a period. switch: the argument of the template that turns thoughts off, if any."""
+    off = f"Set student.chat_template_kwargs: {{{switch}: false}}, or raise" if switch else "Raise"
+    return f"{off} evaluate.max_tokens"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import lowest_versions
 import tiny
+from potstill import stages
 from potstill.recipe import load_recipe
 from potstill.storage import parquet
 
@@ -69,7 +73,7 @@ def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     commands = result.stdout.partition("Commands:")[2].partition("\n\n")[0]
     assert not [line for line in commands.splitlines() if line.endswith("...") or len(line) > 80]
     monkeypatch.setenv("COLUMNS", "100")
-    for name in ("", "run", "ask", "data", "show", "grade", "export", "sample", "track"):
+    for name in ("", "run", "ask", "data", "show", "grade", "export", "sample", "track", "status", "compare"):
         with pytest.raises(SystemExit) as ended:
             cli.app([*([name] if name else []), "--help"], prog_name="python -m potstill")
         golden = GOLDEN / f"help{'-' + name if name else ''}.txt"
@@ -277,6 +281,7 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
         torn.write('{"question": "oth')
     rows = json.loads((run_dir / "collect" / "other.validation.jsonl").read_text().splitlines()[0])["id"]
     with run_folder.lock_run(run_dir):
+        run_folder.append_log(run_dir, "start", pid=os.getpid(), host=platform.node())
         status.print_status(run_dir)
         show.print_predictions(run_dir, rows)
         with pytest.raises(UserError) as caught:
@@ -284,7 +289,95 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
     assert caught.value.code == "E-cli-step"
     output = capsys.readouterr().out
     assert output.count("broken") == 2  # the moved student, and the torn answers, whose step is not shown
-    assert output.count("begun") == 1 and output.count("few-shot-answer") == 2
+    assert output.count("running") == 1 and output.count("few-shot-answer") == 2
+    assert "step 4 of 4, loss " in output and "last checkpoint: step 4" in output
+    assert f"process {os.getpid()} on" in output and f"continue with: potstill run {run_dir}" in output.replace(
+        "\n", ""
+    )
+    status.print_status(run_dir, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    train = next(stage for stage in found["stages"] if stage["stage"] == "train")
+    assert train["state"] == "unfinished" and found["processes"] == []  # the lock is free again
+    assert train["counts"]["step"] == 4 and train["counts"]["checkpoints"] == [2, 4]
+    assert [stage["stage"] for stage in found["stages"]] == list(stages.STAGES)  # `repair` is not in the recipe
+
+
+def test_every_command_with_json_prints_one_object(
+    finished: Path, tmp_path: Path, said: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: object) -> dict[str, Any]:
+        result = said(*arguments, "--json")
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    chain = json.loads(said("export", finished, "--as", "jsonl").stdout.splitlines()[0])
+    key = f"{chain['question']}#{chain['index']}"
+    shown = read("show", finished, "--chain", key)
+    assert shown["chain"]["text"] == chain["text"] and shown["verdict"]["kept"] is True
+    target = read("show", finished, "--target", key)
+    for position in target["positions"]:
+        assert position["tail"] + sum(row["p"] for row in position["distribution"]) == pytest.approx(1, abs=1e-3)
+    batch = read("show", finished, "--batch", 1)
+    assert (
+        len(batch["groups"]) == 5 and {row["format"] for row in batch["groups"]} >= batch["first_of_each_format"].keys()
+    )
+    question = json.loads((finished / "collect" / "other.validation.jsonl").read_text().splitlines()[0])["id"]
+    answers = read("show", finished, "--prediction", question)["answers"]
+    assert [(row["checkpoint"], row["format"]) for row in answers[:2]] == [
+        ("0", "zero-shot-rationale"), ("0", "few-shot-answer")
+    ]  # fmt: skip
+    assert read("show", finished) == read("status", finished)
+    compared = read("compare", f"{finished}@0", f"{finished}@2")["comparisons"]
+    assert {row["set"] for row in compared} == {"sums", "other", "more"}
+    assert all(row["low"] <= row["difference"] == row["first"] - row["second"] <= row["high"] for row in compared)
+    (tmp_path / "rows.jsonl").write_text('{"text": "The answer is 2", "gold": "2"}\n{"text": "No idea", "gold": "2"}\n')
+    graded = read("grade", tmp_path / "rows.jsonl", "--out", tmp_path / "graded.jsonl")
+    assert graded["rows"] == 2 and graded["verdicts"] == {"right": 1, "no answer": 1}
+
+
+def test_every_table_fits_80_columns(finished: Path, said: Callable[..., Told]) -> None:
+    for arguments in (("status", finished), ("compare", f"{finished}@0", f"{finished}@2")):
+        lines = [line for line in said(*arguments, columns=80).stdout.splitlines() if str(finished) not in line]
+        assert lines and max(map(len, lines[:-1])) <= 80
+
+
+def test_a_run_is_continued_by_its_folder(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
+    run_dir = tmp_path / "elsewhere"
+    tiny.make(world, run_dir, until="train")
+    result = said("run", run_dir, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (run_dir / "report" / "index.html").exists() and not (tmp_path / "runs").exists()
+    assert json.loads(said("status", run_dir, "--json").stdout)["resume"] is None
+    result = said("sample", run_dir, "--redo", "sample", "--shard", "1/2", cwd=tmp_path)
+    assert "E-cli-redo-shared" in result.stderr and (run_dir / "sample" / "manifest.json").exists()
+    result = said("sample", run_dir, "--redo", "sample", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (run_dir / "sample" / "manifest.json").exists() and not (run_dir / "filter").exists()
+
+
+def test_the_environment_is_printed_without_keys(said: Callable[..., Told], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    output = said("env").stdout
+    lines = dict(line.split(maxsplit=1) for line in output.splitlines() if not line.startswith("variables"))
+    assert lines["torch"] == torch.__version__ and "potstill" in lines and "devices" in lines
+    assert "OPENAI_API_KEY" in output and "sk-secret" not in output and str(Path.home()) not in output
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("potstill st", {"status"}),
+        ("potstill run recipe.yaml --redo se", {"select"}),
+        ("potstill run recipe.yaml --set train.st", {"train.steps=", "train.stable_steps="}),
+        ("potstill export runs/a --as gg", {"gguf"}),
+    ],
+)
+def test_the_shell_completes_commands_stages_and_keys(words: str, expected: set[str]) -> None:
+    given = {"_POTSTILL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    program = "import sys; sys.argv = ['potstill']; from potstill.cli import main; main()"
+    environment = {**os.environ, **given}
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert set(result.stdout.split()) == expected, result.stderr
 
 
 def test_export_gives_chat_rows(finished: Path, said: Callable[..., Told]) -> None:
@@ -332,7 +425,7 @@ def test_compare_prints_paired_differences_and_writes_what_changed(
     out = tmp_path / "changed.jsonl"
     result = said("compare", f"{finished}@0", f"{finished}@4", "--out", out, columns=160)
     assert result.returncode == 0, result.stderr
-    assert "zero-shot-rationale.greedy: run step 0 against run step 4" in result.stdout
+    assert "zero-shot-rationale.greedy: first run step 0, second run step 4" in result.stdout
     assert "few-shot-answer.greedy" in result.stdout and "McNemar" not in result.stdout
     assert [line.split()[0] for line in result.stdout.splitlines()[2:5]] == ["more", "other", "sums"]
     for line in out.read_text().splitlines():

@@ -286,10 +286,17 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
             show.print_target(run_dir, key)
         status.print_status(run_dir)
         output = capsys.readouterr().out
+        stored = len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))
         assert (
-            f'"chains": {len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))}' in output
+            f"{stored} of at most {ASKED * SAMPLES} chains" in output
             and "cost " in output
+            and f"at most {2 * WORST:g} money" in output
         )
+        assert f"continue with: potstill run {run_dir}" in output.replace("\n", "")
+        status.print_status(run_dir, as_json=True)
+        found = json.loads(capsys.readouterr().out)
+        assert found["usage"] == ledger.total_usage(run_dir) and found["budget"]["money"] == 2 * WORST
+        assert found["stages"][1]["counts"] == {"chains": stored, "chains_at_most": ASKED * SAMPLES}
         assert tiny.contents(run_dir) == before
     empty = tiny.make(world, tmp_path / "empty", *changes("http://127.0.0.1:9/v1"), until="collect")
     with pytest.raises(UserError, match="no chain is stored yet"):

@@ -34,7 +34,7 @@ def test_commands_in_the_c_locale(finished: Path) -> None:
     program = (
         "import sys, potstill.cli\n"
         "from pathlib import Path\n"
-        "from potstill.cli import status\n"
+        "from potstill.cli import results\n"
         f"for arguments in {[[*map(str, command)] for command in commands]!r}:\n"
         "    sys.argv = ['potstill', *arguments]\n"
         "    try:\n"
@@ -42,7 +42,7 @@ def test_commands_in_the_c_locale(finished: Path) -> None:
         "    except SystemExit as end:\n"
         "        assert end.code in (0, 2, None), (arguments, end.code)\n"
         "    print('ended', *arguments)\n"
-        f"status.print_summary(Path({str(finished)!r}))\n"
+        f"results.print_summary(Path({str(finished)!r}))\n"
     )
     completed = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **ASCII})
     assert completed.returncode == 0 and b"Traceback" not in completed.stderr, completed.stderr.decode()

@@ -49,8 +49,8 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path)
     )
     where = run(sys.executable, "-c", "import potstill; print(potstill.__file__)", cwd=empty, PYTHONPATH=str(site))
     assert Path(where.strip()).is_relative_to(site)
-    imports = "from potstill.cli import status; from potstill.demo import run_demo"
-    code = f"{imports}; status.print_summary(run_demo(*{tiny.DEMO}))"
+    imports = "from potstill.cli import results; from potstill.demo import run_demo"
+    code = f"{imports}; results.print_summary(run_demo(*{tiny.DEMO}))"
     result = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
     assert "right answers on test" in result and "in-distribution" in result
     for who in ("base", "specialized", "control: bare answers", "control: the sets' own rationales"):

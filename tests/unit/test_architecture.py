@@ -289,6 +289,10 @@ def test_importing_the_package_and_its_records_is_light() -> None:
     )
 
 
+def test_status_loads_only_what_reads_a_recipe() -> None:
+    assert loaded("from potstill.cli import check, status") <= {"pydantic", "ruamel"}
+
+
 def test_commands_that_only_read_load_no_torch() -> None:
     assert loaded("import potstill.cli.grade_rows, potstill.cli.compare, potstill.tracking").isdisjoint(
         {"torch", "transformers", "tokenizers"}

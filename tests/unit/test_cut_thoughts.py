@@ -10,12 +10,12 @@ from test_chat_arguments import THINKING
 import tiny
 from chat_model import save_chat_model
 from potstill import dry_run, models
-from potstill.cli import status
-from potstill.evaluation.cut_thoughts import CUT_KEY, SWITCH_KEY, is_cut_in_thought, read_warnings
+from potstill.cli import results, status
+from potstill.evaluation.cut_thoughts import is_cut_in_thought, read_warnings
 from potstill.models import ChatSettings
 from potstill.records import Prediction, StopReason
 from potstill.storage import manifest
-from potstill.thoughts import ends_in_thought
+from potstill.thoughts import CUT_KEY, SWITCH_KEY, ends_in_thought
 
 # It opens the thought in the prompt, as DeepSeek-R1 and Qwen3-Thinking do, unless thinking is off.
 OPENS = THINKING.replace("{% if enable", "{% if enable_thinking is not defined %}<think>\n{% endif %}{% if enable", 1)
@@ -79,7 +79,7 @@ def test_a_run_with_a_thinking_base_says_so_everywhere(
     assert f"{cut} of {total} answers of the base" in base and "looks larger than it is" in base
     assert "student.chat_template_kwargs: {enable_thinking: false}" in base
     status.print_status(run_dir)
-    status.print_summary(run_dir)
+    results.print_summary(run_dir)
     assert capsys.readouterr().out.count("answers of the base") >= 2
     for page in (run_dir / "report" / "index.html", run_dir / "student" / "README.md"):
         assert "were cut inside a thought" in page.read_text()

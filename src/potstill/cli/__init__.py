@@ -6,6 +6,7 @@ Exit codes: 0 success; 1 an error in potstill (traceback); 2 an error that the u
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,11 +19,10 @@ import typer
 import potstill
 from potstill import progress
 from potstill.cli import stage_commands
-from potstill.errors import UserError, escape_hidden
+from potstill.errors import UserError
 
 app = typer.Typer(
     name="potstill",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -35,6 +35,8 @@ app = typer.Typer(
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Directory of a run, such as runs/demo.", show_default=False)
 ]
+
+PrintsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 class ExportFormat(StrEnum):
@@ -69,43 +71,32 @@ def _options(
 
 @app.command("run", epilog="Example: potstill run recipes/gsm8k.yaml --set train.steps=500")
 def run_command(
-    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="Recipe file (YAML), or the directory of a run.", show_default=False),
+    ],
     changes: stage_commands.RecipeChanges = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and print what would be done, then exit.")
     ] = False,
-    redo: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="STAGE", help="Delete this stage and all later ones, then run them.", show_default=False),
-    ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="With --redo: delete chains of a paid teacher without asking.")
-    ] = False,
+    redo: stage_commands.RedoneStage = None,
+    yes: stage_commands.Yes = False,
 ) -> None:
     """Run all stages of a recipe into runs/NAME, or resume them."""
-    from potstill import process, recipe, runner, stages
+    from potstill import process, runner, stages
 
-    loaded = recipe.load_recipe(path, changes or ())
+    loaded, run_dir = stage_commands.open_run_or_recipe(path, changes or ())
     if dry_run:
         from potstill.dry_run import describe_run
 
         typer.echo(describe_run(loaded))
         return
-    run_dir = runner.run(loaded, redo=redo, yes=yes or _confirm_removal)
+    runner.run(loaded, run_dir, redo=redo, yes=yes or stage_commands.confirm_removal)
     if process.read_process_rank().is_main:  # only the main process prints results
-        from potstill.cli import status
+        from potstill.cli import results
 
         only_evaluates = stages.recipe_stages(loaded) == stages.EVALUATION_STAGES
-        (status.print_scores if only_evaluates else status.print_summary)(run_dir)
-
-
-def _confirm_removal(lost: str) -> bool:
-    """Ask the user for confirmation. Without a terminal, and under a launcher, returns False."""
-    from potstill import process
-
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or process.read_process_rank().launched:
-        return False
-    return typer.confirm(f"{escape_hidden(lost)}\nDelete them?", err=True)
+        (results.print_scores if only_evaluates else results.print_summary)(run_dir)
 
 
 @app.command("demo", epilog="Example: potstill demo")
@@ -117,9 +108,9 @@ def demo_command() -> None:
     # Before torch is loaded: tiny models gain nothing from threads, and one thread makes results reproducible.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from potstill import demo
-    from potstill.cli import status
+    from potstill.cli import results
 
-    status.print_summary(demo.run_demo())
+    results.print_summary(demo.run_demo())
 
 
 @app.command("data", epilog="Example: potstill data gsm8k svamp bbh")
@@ -144,11 +135,26 @@ def data_command(
 
 
 @app.command("status", epilog="Example: potstill status runs/demo")
-def status_command(run_dir: RunArgument) -> None:
-    """Show the state and the counts of each stage of a run."""
+def status_command(run_dir: RunArgument, as_json: PrintsJson = False) -> None:
+    """Show how far each stage of a run is, and how to continue.
+
+    Reads only what is stored, also while the run works.
+    """
     from potstill.cli import status
 
-    status.print_status(run_dir)
+    status.print_status(run_dir, as_json=as_json)
+
+
+@app.command("env", epilog="Example: potstill env")
+def env_command() -> None:
+    """Print versions and devices, for a bug report.
+
+    No key, path or user name is printed.
+    """
+    from potstill.cli import env
+
+    for line in env.describe_environment():
+        typer.echo(line)
 
 
 @app.command("check", epilog="Example: potstill check runs/demo")
@@ -157,9 +163,9 @@ def check_command(run_dir: RunArgument) -> None:
 
     Reads every file in full and lists the differences. Exit code 2 if there are any.
     """
-    from potstill.cli import status
+    from potstill.cli import check
 
-    if not status.check_run(run_dir):
+    if not check.check_run(run_dir):
         sys.exit(2)
 
 
@@ -172,21 +178,22 @@ def show_command(
     prediction: Annotated[
         str, typer.Option(metavar="QUESTION", help="Every checkpoint's answer to a validation question.")
     ] = "",
+    as_json: PrintsJson = False,
 ) -> None:
     """Show a chain, target, training batch or prediction of a run."""
-    from potstill.cli import show, status
+    from potstill.cli import check, show, status
 
-    status.check_file_sizes(run_dir)
+    check.check_file_sizes(run_dir)
     if chain:
-        show.print_chain(run_dir, chain)
+        show.print_chain(run_dir, chain, as_json=as_json)
     elif target:
-        show.print_target(run_dir, target)
+        show.print_target(run_dir, target, as_json=as_json)
     elif batch:
-        show.print_batch(run_dir, batch)
+        show.print_batch(run_dir, batch, as_json=as_json)
     elif prediction:
-        show.print_predictions(run_dir, prediction)
+        show.print_predictions(run_dir, prediction, as_json=as_json)
     else:
-        status.print_overview(run_dir)
+        status.print_overview(run_dir, as_json=as_json)
 
 
 @app.command("ask", epilog='Example: potstill ask runs/demo "Ann has 3 apples and buys 4 more. How many has she?"')
@@ -301,9 +308,9 @@ def export_command(
 
     The exported files are read back and compared with the run; the parity figures are printed.
     """
-    from potstill.cli import export, status
+    from potstill.cli import check, export
 
-    status.check_file_sizes(run_dir)
+    check.check_file_sizes(run_dir)
     to_output = form in (ExportFormat.messages, ExportFormat.jsonl)
     if to_output != (to is None):
         what = f"--to is {'not ' if to_output else ''}needed for {form.value}"
@@ -339,9 +346,9 @@ def push_command(
 
     Needs HF_TOKEN. The same command continues an interrupted upload, and uploads only changed files.
     """
-    from potstill.cli import push, status
+    from potstill.cli import check, push
 
-    status.check_file_sizes(run_dir)
+    check.check_file_sizes(run_dir)
     for line in push.push_student(run_dir, name, private=private, revision=revision, accept_terms=accept_terms):
         typer.echo(line)
 
@@ -356,6 +363,7 @@ def grade_command(
         Optional[str],  # noqa: UP045
         typer.Option(help="Task of rows without a task: gsm8k, bbh/navigate, number, choice, ...", show_default=False),
     ] = None,
+    as_json: PrintsJson = False,
 ) -> None:
     """Grade answers in a file: adds `verdict` and `found` to each row.
 
@@ -363,7 +371,9 @@ def grade_command(
     """
     from potstill.cli import grade_rows
 
-    grade_rows.grade_file(path, out, task)
+    counts = grade_rows.grade_file(path, out, task)
+    if as_json:
+        typer.echo(json.dumps(counts, ensure_ascii=False))
 
 
 @app.command("compare", epilog="Example: potstill compare runs/a runs/b@500")
@@ -380,11 +390,12 @@ def compare_command(
             show_default=False,
         ),
     ] = None,
+    as_json: PrintsJson = False,
 ) -> None:
     """Compare two runs on the same questions, with paired intervals."""
     from potstill.cli import compare
 
-    compare.compare_runs(first, second, out)
+    compare.compare_runs(first, second, out, as_json=as_json)
 
 
 @app.command("track", epilog="Example: potstill track runs/demo --to tensorboard --follow")

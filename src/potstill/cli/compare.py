@@ -15,16 +15,17 @@ same recipe also differ, and one run per recipe cannot show by how much.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from potstill import storage
+from potstill import progress, storage
+from potstill.cli.tables import plain_text
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import intervals
@@ -51,8 +52,36 @@ class ComparedCheckpoint:
     training: str
 
 
-def compare_runs(first: str, second: str, out: Path | None = None) -> None:
-    """Print the comparison. Write the questions that only one checkpoint answers right to `out`, if given, one per line.
+@dataclass(frozen=True, slots=True)
+class SetComparison:
+    """Two checkpoints on the questions of a set that both answered.
+
+    answers      format and decoding
+    tasks        0 for the share of right answers; otherwise, this is the mean over so many tasks
+    first        share of right answers of the first checkpoint; `second` likewise
+    difference   first minus second, with its 95 % interval
+    p            McNemar's exact test; None if it says nothing about a difference between two trainings, and for means
+    only_first   number of questions that only the first answers right; None for means
+    """
+
+    answers: str
+    set: str
+    tasks: int
+    n: int
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    p: float | None = None
+    only_first: int | None = None
+    only_second: int | None = None
+
+
+def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: bool = False) -> None:
+    """Print the comparison, as tables or as one JSON object.
+
+    out  output file for the questions that only one of them answers right, one per line
 
     Raises UserError if a run or a checkpoint is missing, or if the checkpoints have no question in common.
     """
@@ -60,6 +89,7 @@ def compare_runs(first: str, second: str, out: Path | None = None) -> None:
     # For two different trainings, another seed could reverse the result.
     separate = a.training != b.training and a.run_dir != b.run_dir and bool(a.training or b.training)
     changed: list[dict[str, Any]] = []
+    comparisons: list[SetComparison] = []
     console = Console(soft_wrap=True)
     for name in sorted(a.answers.keys() & b.answers.keys()):
         first_answers, second_answers = a.answers[name], b.answers[name]
@@ -67,45 +97,82 @@ def compare_runs(first: str, second: str, out: Path | None = None) -> None:
         if common:
             pairs = [(first_answers[question], second_answers[question]) for question in common]
             omitted = len(first_answers) + len(second_answers) - 2 * len(common)
-            note = f"; {omitted} answers to questions that only one of them answered are left out" if omitted else ""
-            console.print(_comparison_table(f"{name}: {a.name} against {b.name}{note}", pairs, tested=not separate))
+            rows = list(_compare_sets(name, pairs, tested=not separate))
+            comparisons += rows
             changed += _changed_rows(name, pairs)
-    console.print(ONE_SEED_NOTE if separate else FIXED_WEIGHTS_NOTE, style="dim")
+            if not as_json:
+                note = f"; {omitted} answers to questions that only one answered are left out" if omitted else ""
+                console.print(plain_text(f"{name}: first {a.name}, second {b.name}{note}"))
+                console.print(_comparison_table(rows))
+    note = ONE_SEED_NOTE if separate else FIXED_WEIGHTS_NOTE
+    if as_json:
+        rows = [asdict(row) for row in comparisons]
+        print(json.dumps({"first": a.name, "second": b.name, "note": note, "comparisons": rows}, ensure_ascii=False))
+    else:
+        console.print(note, style="dim")
     if out is not None:
         storage.write_jsonl(out, changed)
-        console.print(f"{len(changed)} questions that only one of them answers right: {out}")
+        progress.print_line(f"{len(changed)} questions that only one of them answers right: {out}")
 
 
-def _comparison_table(title: str, pairs: list[AnswerPair], tested: bool) -> Table:
-    p_column = ("p",) if tested else ()
-    columns = ("set", "n", "first", "second", "difference", "95 % interval", *p_column, "only first", "only second")
-    table = Table(*columns, title=Text(title), title_justify="left", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name in sorted({first.set for first, _ in pairs}):
+def _compare_sets(name: str, pairs: list[AnswerPair], *, tested: bool) -> Iterator[SetComparison]:
+    """The comparison on every set, and for a set of several tasks the mean over its tasks.
+
+    name    format and decoding
+    tested  whether McNemar's test is part of it
+    """
+    for set_name in sorted({first.set for first, _ in pairs}):
         tasks: dict[str, list[tuple[bool, bool]]] = {}
         for first, second in pairs:
-            if first.set == name:
+            if first.set == set_name:
                 tasks.setdefault(first.task, []).append((first.grade == "right", second.grade == "right"))
         right = [pair for task in tasks.values() for pair in task]
         a, b = [x for x, _ in right], [y for _, y in right]
-        shares = (percent_number(sum(a) / len(a)), percent_number(sum(b) / len(b)))
-        p = (f"{intervals.mcnemar_p_value(a, b):.2g}",) if tested else ()
-        only = (str(right.count((True, False))), str(right.count((False, True))))
-        difference = _format_difference(intervals.paired_difference(a, b))
-        table.add_row(name, str(len(right)), *shares, *difference, *p, *only)
+        difference, low, high = intervals.paired_difference(a, b)
+        yield SetComparison(
+            answers=name,
+            set=set_name,
+            tasks=0,
+            n=len(right),
+            first=sum(a) / len(a),
+            second=sum(b) / len(b),
+            difference=difference,
+            low=low,
+            high=high,
+            p=intervals.mcnemar_p_value(a, b) if tested else None,
+            only_first=right.count((True, False)),
+            only_second=right.count((False, True)),
+        )
         if len(tasks) > 1:
             by_task = [tasks[task] for task in sorted(tasks)]
             _, mean = intervals.clustered_intervals([[float(x) - float(y) for x, y in task] for task in by_task])
             means = [sum(sum(pair[i] for pair in task) / len(task) for task in by_task) / len(tasks) for i in (0, 1)]
-            row = (f"  mean of {len(tasks)} tasks", str(len(right)), *map(percent_number, means))
-            table.add_row(*row, *_format_difference(mean), *([""] * (2 + tested)))
+            yield SetComparison(name, set_name, len(tasks), len(right), means[0], means[1], *mean)
+
+
+def _comparison_table(rows: list[SetComparison]) -> Table:
+    tested = any(row.p is not None for row in rows)
+    columns = (
+        "n",
+        "first",
+        "second",
+        "difference",
+        "95 % interval",
+        *(("p",) if tested else ()),
+        "only 1st",
+        "only 2nd",
+    )
+    table = Table("set", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        title = f"  mean of {row.tasks} tasks" if row.tasks else row.set
+        only = ["" if number is None else str(number) for number in (row.only_first, row.only_second)]
+        p = [] if not tested else ["" if row.p is None else f"{row.p:.2g}"]
+        shares = percent_number(row.first), percent_number(row.second)
+        difference = format_points(row.difference), f"{format_points(row.low)} to {format_points(row.high)}"
+        table.add_row(plain_text(title), str(row.n), *shares, *difference, *p, *only)
     return table
-
-
-def _format_difference(difference: tuple[float, float, float]) -> tuple[str, str]:
-    value, low, high = difference
-    return format_points(value), f"{format_points(low)} to {format_points(high)}"
 
 
 def _changed_rows(name: str, pairs: list[AnswerPair]) -> Iterator[dict[str, Any]]:

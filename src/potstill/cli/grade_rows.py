@@ -13,6 +13,7 @@ document if `potstill export` wrote it. If a document has several responses, the
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -29,11 +30,12 @@ STOP_FIELDS: Final = ("stop", "finish_reason", "stop_reason", "finishReason", "d
 STOP_WORDS: Final[dict[str, StopReason]] = {"end": "end", "cut": "cut", "length": "length", "repeat": "repeat"}
 
 
-def grade_file(path: Path, out: Path, task: str | None = None) -> None:
+def grade_file(path: Path, out: Path, task: str | None = None) -> dict[str, Any]:
     """Read rows with `text`, `gold`, optional `task` and `stop`, and write them to `out` with `verdict` and `found`.
 
     task  the task of rows without a task; unlike a task in a row, it may name a function
 
+    Returns the number of rows (`rows`), the number of rows with each verdict (`verdicts`) and the output file (`out`).
     Raises UserError, with the line, for a row without text or gold, or with an unknown stop reason. Nothing is written
     then.
     """
@@ -54,6 +56,7 @@ def grade_file(path: Path, out: Path, task: str | None = None) -> None:
     verdicts = [row["verdict"] for row in graded]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)) or "nothing"
     progress.print_line(f"{len(graded)} rows: {counts}")
+    return {"rows": len(graded), "verdicts": dict(Counter(verdicts)), "out": str(out)}
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:

@@ -11,12 +11,13 @@ ends at a token boundary of both tokenizers.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -26,13 +27,14 @@ from potstill import grading, models
 from potstill.alignment import rewrite, spans
 from potstill.alignment.exact_rules import encode_chain_text
 from potstill.alignment.target_store import TargetStore
-from potstill.cli.status import plain_text
+from potstill.cli.tables import plain_text
 from potstill.data import run_questions
 from potstill.errors import UserError, escape_hidden
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.records import END, Chain, End, Question, Target, TargetKind, Verdict
 from potstill.report.summary import readable_token
 from potstill.run_reader import open_run
+from potstill.serialization import to_json
 from potstill.storage import manifest, parquet
 from potstill.tokenization import Tokenizer
 from potstill.training import examples
@@ -50,10 +52,14 @@ MAX_CANDIDATES: Final = 5  # maximum number of candidates per row
 MIN_PROBABILITY: Final = 0.0005  # the smallest probability that three decimals can show
 
 
-def print_chain(run_dir: Path, key: str) -> None:
+def print_chain(run_dir: Path, key: str, *, as_json: bool = False) -> None:
     """Print a chain with its verdict, the teacher's tokens above the student's, coloured by kind, and all candidates."""
     chain, verdict = _find_chain(run_dir, key)
     question = _find_question(run_dir, chain.question)
+    if as_json:
+        graded = {**to_json(verdict), "kept": verdict.kept}
+        _print_json({"question": to_json(question), "chain": to_json(chain), "verdict": graded})
+        return
     console = Console()
     console.print(plain_text(question.text, "bold"), plain_text(f"\ngold: {question.gold}\n"))
     console.print(plain_text(chain.text))
@@ -79,18 +85,36 @@ def print_chain(run_dir: Path, key: str) -> None:
         console.print(table)
 
 
-def print_target(run_dir: Path, key: str) -> None:
+def print_target(run_dir: Path, key: str, *, as_json: bool = False) -> None:
     """Print the training target of a chain: its tokens, coloured by kind, and the distribution at each position."""
     chain, verdict = _find_chain(run_dir, key)
     aligned = _find_target(run_dir, chain, verdict)
     if aligned is None:
         what = "the chains are not aligned yet" if verdict.kept else "this chain was not kept, so it has no target"
         raise UserError(what, code="E-cli-no-target", where=key, hint="use --chain to see the chain")
-    _, target, tokenizer = aligned
+    written, target, tokenizer = aligned
+    ranked = [
+        sorted(target.distribution(position).items(), key=lambda item: -item[1]) for position in range(len(target))
+    ]
+    if as_json:
+        positions = [
+            {
+                "token": token,
+                "text": _student_token(tokenizer, token),
+                "kind": target.kind(position),
+                "tail": target.tail(position),
+                "distribution": [
+                    {"token": candidate, "text": _student_token(tokenizer, candidate), "p": p}
+                    for candidate, p in ranked[position]
+                ],
+            }
+            for position, token in enumerate(target.ids)
+        ]
+        _print_json({"chain": f"{chain.question}#{chain.index}", "text": written.text, "positions": positions})
+        return
     table = _new_table("token", "kind", "distribution", "tail")
     for position, token in enumerate(target.ids):
-        colour = KINDS[target.kind(position)][0]
-        shares = sorted(target.distribution(position).items(), key=lambda item: -item[1])
+        colour, shares = KINDS[target.kind(position)][0], ranked[position]
         table.add_row(
             Text(_student_token(tokenizer, token), colour),
             Text(target.kind(position), colour),
@@ -100,7 +124,7 @@ def print_target(run_dir: Path, key: str) -> None:
     Console().print(table)
 
 
-def print_batch(run_dir: Path, step: int) -> None:
+def print_batch(run_dir: Path, step: int, *, as_json: bool = False) -> None:
     """Print the prompts of a training step, and the first prompt of each format as the student reads it."""
     if step < 1:
         hint = "name a step such as 1"
@@ -109,6 +133,18 @@ def print_batch(run_dir: Path, step: int) -> None:
     student = models.from_recipe(recipe)
     training_data = examples.read_training_data(run_dir, recipe, student)
     rows = training_data.examples(step)
+    first = {row.format: row for row in reversed(rows)}
+    decode = student.tokenizer.decode
+    if as_json:
+        groups = [
+            {"question": row.question, "format": row.format.name, "chains": list(row.chains), "epoch": row.epoch}
+            for row in training_data.groups(step)
+        ]
+        replayed = [row for row in rows if row.format == examples.REPLAY_FORMAT]
+        replay = [{"question": row.question, "weight": row.weight} for row in replayed]
+        texts = {name: {"prompt": decode(row.prompt), "target": decode(row.target.ids)} for name, row in first.items()}
+        _print_json({"step": step, "groups": groups, "replay": replay, "first_of_each_format": texts})
+        return
     table = _new_table("question", "format", "chains", "epoch")
     for group in training_data.groups(step):
         chains = ", ".join(map(str, group.chains)) or "answer"
@@ -118,18 +154,17 @@ def print_batch(run_dir: Path, step: int) -> None:
             table.add_row(plain_text(row.question), row.format, f"weight {row.weight:.3f}", "")
     console = Console()
     console.print(table)
-    first = {row.format: row for row in reversed(rows)}
     for name, row in sorted(first.items()):
         console.print(Text(f"\n{name}", "bold"))
-        console.print(plain_text(student.tokenizer.decode(row.prompt), "dim"))
-        console.print(plain_text(student.tokenizer.decode(row.target.ids), "green"))
+        console.print(plain_text(decode(row.prompt), "dim"))
+        console.print(plain_text(decode(row.target.ids), "green"))
 
 
-def print_predictions(run_dir: Path, question: str) -> None:
+def print_predictions(run_dir: Path, question: str, *, as_json: bool = False) -> None:
     """Print the answers of all fully evaluated checkpoints to a validation question."""
     recipe, folder = open_run(run_dir).recipe, run_dir / "evaluate"
     table = _new_table("step", "format", "grade", "answer", "text")
-    example = ""
+    example, found = "", list[dict[str, Any]]()
     for checkpoint in checkpoints.list_answered_checkpoints(folder):
         if manifest.read_finished(folder / checkpoint.name) is None:
             continue
@@ -137,13 +172,21 @@ def print_predictions(run_dir: Path, question: str) -> None:
             for answer in checkpoints.read_predictions(folder, checkpoint, format, recipe.evaluate.decodings[0]):
                 example = example or f", such as {answer.question}"
                 if answer.question == question:
+                    found.append({"checkpoint": checkpoint.name, "format": format, **to_json(answer)})
                     grade = Text(answer.grade, GRADE_COLOURS[answer.grade])
                     texts = (plain_text(answer.answer or ""), plain_text(answer.text))
                     table.add_row(checkpoint.label, format, grade, *texts)
-    if not table.row_count:
+    if not found:
         hint = f"name a validation question{example}"
         raise UserError("no answer to this question", code="E-cli-no-prediction", where=question, hint=hint)
+    if as_json:
+        _print_json({"question": question, "answers": found})
+        return
     Console().print(table)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def _new_table(*columns: str) -> Table:

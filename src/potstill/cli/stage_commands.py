@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from potstill import stages
-from potstill.errors import UserError
+from potstill.errors import UserError, escape_hidden
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
@@ -28,10 +29,50 @@ RunOrRecipe = Annotated[
     typer.Argument(metavar="RUN", help="Directory of a run, such as runs/demo, or a recipe file.", show_default=False),
 ]
 
+
+def _complete_key(incomplete: str) -> list[str]:
+    """The recipe keys that begin with what the user has typed, for shell completion."""
+    from potstill.recipe import Recipe
+    from potstill.recipe.load import ANY_NAME, known_keys
+
+    keys = (".".join(key) for key in known_keys(Recipe) if ANY_NAME not in key)
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
+
+
+def _complete_stage(incomplete: str) -> list[str]:
+    return [stage for stage in stages.ALL_STAGES if stage.startswith(incomplete)]
+
+
 RecipeChanges = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer does not read `list[str] | None`
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a recipe key; repeatable.",
+        show_default=False,
+        autocompletion=_complete_key,
+    ),
 ]
+RedoneStage = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--redo",
+        metavar="STAGE",
+        help="Delete this stage and all later ones, then run them.",
+        show_default=False,
+        autocompletion=_complete_stage,
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="With --redo: delete chains of a paid teacher without asking.")]
+
+
+def confirm_removal(lost: str) -> bool:
+    """Ask the user for confirmation. Without a terminal, and under a launcher, returns False."""
+    from potstill import process
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or process.read_process_rank().launched:
+        return False
+    return typer.confirm(f"{escape_hidden(lost)}\nDelete them?", err=True)
 
 
 def add_stage_commands(app: typer.Typer) -> None:
@@ -44,10 +85,11 @@ def add_stage_commands(app: typer.Typer) -> None:
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
-    def command(path: RunOrRecipe, changes: RecipeChanges = None) -> None:
+    def command(path: RunOrRecipe, changes: RecipeChanges = None, redo: RedoneStage = None, yes: Yes = False) -> None:
         from potstill import runner
 
-        runner.run(*_open_run_or_recipe(path, changes or ()), until=stage)
+        recipe, run_dir = open_run_or_recipe(path, changes or ())
+        runner.run(recipe, run_dir, until=stage, redo=redo, yes=yes or confirm_removal)
 
     return command
 
@@ -83,21 +125,29 @@ def _sample(
             show_default=False,
         ),
     ] = None,
+    redo: RedoneStage = None,
+    yes: Yes = False,
 ) -> None:
     from potstill import runner
 
     part = parse_shard(shard, os.environ)
-    recipe, run_dir = _open_run_or_recipe(path, changes or ())
+    recipe, run_dir = open_run_or_recipe(path, changes or ())
+    if redo is not None and (part is not None or batch_out is not None or batch_in):
+        what, hint = (
+            "--redo is for one process that samples the whole run",
+            "remove --redo, or the options of shards and batch files",
+        )
+        raise UserError(what, code="E-cli-redo-shared", where="--redo", found=redo, hint=hint)
     if batch_out is not None or batch_in:
         _check_batch_options(recipe, part)
         runner.run_batch(recipe, _list_batch_results(batch_in or ()), batch_out, run_dir=run_dir)
     elif part is None:
-        runner.run(recipe, run_dir, until="sample")
+        runner.run(recipe, run_dir, until="sample", redo=redo, yes=yes or confirm_removal)
     else:
         runner.run_shard(recipe, part, run_dir=run_dir)
 
 
-def _open_run_or_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Path]:
+def open_run_or_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Path]:
     """The recipe and the directory of a run. path: the directory of the run, or its recipe file; changes: `--set`."""
     from potstill import runner
     from potstill.recipe import load_recipe

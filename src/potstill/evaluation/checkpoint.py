@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from potstill import calculator, evaluation, grading, inference, progress, prompts, storage
+from potstill import calculator, evaluation, grading, inference, progress, prompts, storage, thoughts
 from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
 from potstill.evaluation import cut_thoughts, decoding, intervals, selection, self_consistency, texts
@@ -255,7 +255,7 @@ def _count_cut_thoughts(
         base_folder = models.model_folder(recipe) if is_base else _checkpoint_dir(run_dir, checkpoint)
         chat = models.chat_template_from_recipe(recipe, base_folder)
     counts = cut_thoughts.count_cut_thoughts(answers, chat)
-    if warning := cut_thoughts.describe_cut_thoughts(counts, is_base=checkpoint == BASE):
+    if warning := thoughts.describe_cut_thoughts(counts, is_base=checkpoint == BASE):
         progress.print_line(f"step {checkpoint.label}: {warning}", "yellow")
     return counts
 

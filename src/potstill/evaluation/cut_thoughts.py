@@ -1,29 +1,24 @@
 """Answers that were cut inside a thought, because the model used up its tokens for thinking.
 
-    >>> counts = {"cut_in_thought": {"zero-shot-rationale.greedy": [61, 100]}, "thinking_switch": "enable_thinking"}
-    >>> print(describe_cut_thoughts(counts, is_base=True))      # doctest: +NORMALIZE_WHITESPACE
-    Warning: 61 of 100 answers of the base (zero-shot-rationale, greedy) were cut inside a thought. It did not get to
-    its answer, so the gain looks larger than it is. Set student.chat_template_kwargs: {enable_thinking: false}, or
-    raise evaluate.max_tokens.
+    >>> cut = Prediction("s/1", "s", "number", "<think>1 + 1 is", "length", "truncated", None)
+    >>> count_cut_thoughts({"zero-shot-rationale.greedy": iter([cut])}, chat=None)
+    {'cut_in_thought': {'zero-shot-rationale.greedy': [1, 1]}}
 
-The manifest of an evaluated checkpoint has the counts, if there are such answers.
+The manifest of an evaluated checkpoint has the counts, if there are such answers. `thoughts` describes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from potstill.records import BASE, Prediction
 from potstill.storage import manifest
-from potstill.thoughts import ends_in_thought
+from potstill.thoughts import CUT_KEY, SWITCH_KEY, describe_cut_thoughts, ends_in_thought
 
 if TYPE_CHECKING:
     from potstill.models import ChatTemplate
-
-CUT_KEY: Final = "cut_in_thought"
-SWITCH_KEY: Final = "thinking_switch"
 
 
 def is_cut_in_thought(prediction: Prediction, *, opened: bool) -> bool:
@@ -56,25 +51,6 @@ def count_cut_thoughts(
         return {}
     switch = None if chat is None else chat.thinking_switch
     return {CUT_KEY: counts, **({SWITCH_KEY: switch} if switch else {})}
-
-
-def describe_cut_thoughts(counts: Mapping[str, Any], *, is_base: bool) -> str | None:
-    """A warning for the page and the terminal; None if no answer was cut inside a thought."""
-    if not counts.get(CUT_KEY):
-        return None
-    parts = [
-        f"{cut} of {total} answers of the {'base' if is_base else 'student'} ({name.replace('.', ', ', 1)})"
-        for name, (cut, total) in counts[CUT_KEY].items()
-    ]
-    effect = "so the gain looks larger than it is" if is_base else "so its score is lower than it could be"
-    cut = f"Warning: {' and '.join(parts)} were cut inside a thought."
-    return f"{cut} It did not get to its answer, {effect}. {advise(counts.get(SWITCH_KEY))}."
-
-
-def advise(switch: str | None) -> str:
-    """The advice in a warning, without a period. switch: the argument of the template that turns thoughts off, if any."""
-    off = f"Set student.chat_template_kwargs: {{{switch}: false}}, or raise" if switch else "Raise"
-    return f"{off} evaluate.max_tokens"
 
 
 def read_warnings(run_dir: Path) -> Iterator[str]:

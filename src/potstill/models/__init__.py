@@ -42,6 +42,7 @@ from potstill.models.student import (
     count_matrix_elements,
     count_parameters,
     default_device,
+    describe_devices,
     disk_full_as_oserror,
 )
 from potstill.models.weight_files import StoredDType
@@ -73,6 +74,7 @@ __all__ = [
     "count_parameters",
     "count_stored_parameters",
     "default_device",
+    "describe_devices",
     "disk_full_as_oserror",
     "end_of_turn_identity",
     "find_model",

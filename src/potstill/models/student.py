@@ -353,3 +353,11 @@ def default_device() -> torch.device:
         return torch.device("cpu")
     # SLURM may show each process only its own GPU, which is then the first GPU.
     return torch.device("cuda", process.read_process_rank().local % torch.cuda.device_count())
+
+
+def describe_devices() -> list[str]:
+    """The devices of this machine, and the version of CUDA for which torch was built."""
+    if not torch.cuda.is_available():
+        return [f"only the CPU (torch is built {'without CUDA' if torch.version.cuda is None else 'with CUDA'})"]
+    names = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in names] + [f"CUDA {torch.version.cuda}"]

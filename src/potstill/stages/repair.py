@@ -26,7 +26,6 @@ from potstill.training import data_order, examples, on_policy
 from potstill.training.checkpoints import (
     CheckpointWriter,
     find_newest_checkpoint,
-    list_saved_steps,
     remove_digests,
     restore_checkpoint,
     truncate_metrics,
@@ -128,7 +127,7 @@ class Repair(Stage):
         outputs += [path for path in folder.rglob("*") if path.is_file()]
         counts = {
             "steps": section.steps,
-            "checkpoints": list_saved_steps(folder),
+            "checkpoints": storage.list_saved_steps(folder),
             "questions": rollouts.questions,
             "positions": sum(row["positions"] for _, row in storage.read_jsonl(metrics)),
         }

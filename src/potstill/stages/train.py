@@ -33,7 +33,6 @@ from potstill.training import data_order, examples
 from potstill.training.checkpoints import (
     CheckpointWriter,
     find_newest_checkpoint,
-    list_saved_steps,
     remove_digests,
     restore_checkpoint,
     truncate_metrics,
@@ -101,7 +100,7 @@ class Train(Stage):
         section, is_main = recipe.train, training.is_main_process()
         folder, metrics, speeds = (run_dir / "train" / name for name in ("checkpoints", "metrics.jsonl", SPEED_FILE))
         resumed, latest = training.broadcast_from_main(
-            lambda: (find_newest_checkpoint(folder, metrics), max(list_saved_steps(folder), default=0))
+            lambda: (find_newest_checkpoint(folder, metrics), max(storage.list_saved_steps(folder), default=0))
         )
         _check_steps(latest, recipe)
         if resumed < latest:
@@ -125,7 +124,7 @@ class Train(Stage):
         evaluates = section.evaluate or section.early_stopping_patience is not None
         last, stopped = resumed, False
         if resumed and evaluates:
-            stopped = _evaluate_and_check_stop(run_dir, recipe, list_saved_steps(folder, resumed))
+            stopped = _evaluate_and_check_stop(run_dir, recipe, storage.list_saved_steps(folder, resumed))
         with (
             ExitStack() as stack,
             CheckpointWriter(
@@ -186,7 +185,7 @@ class Train(Stage):
                     unwritten.clear()
                     checkpoints.save(last)
                     if evaluates:
-                        stopped = _evaluate_and_check_stop(run_dir, recipe, list_saved_steps(folder, last))
+                        stopped = _evaluate_and_check_stop(run_dir, recipe, storage.list_saved_steps(folder, last))
                 checkpoints.check()
                 if stopped:
                     break
@@ -207,7 +206,11 @@ class Train(Stage):
         _warn_if_loss_rose(metrics)
         remove_digests(folder)
         outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
-        counts = {"steps": last, "checkpoints": list_saved_steps(folder), "chat_template": student.chat is not None}
+        counts = {
+            "steps": last,
+            "checkpoints": storage.list_saved_steps(folder),
+            "chat_template": student.chat is not None,
+        }
         return StageResult(outputs, counts | ({"stopped": True} if stopped else {}) | training_data.counts)
 
 

@@ -28,7 +28,7 @@ from potstill.storage.read import (
     read_record,
     read_records,
 )
-from potstill.storage.run_folder import cache_folder, hold_lock
+from potstill.storage.run_folder import cache_folder, hold_lock, list_saved_steps
 
 __all__ = [
     "Appender",
@@ -41,6 +41,7 @@ __all__ = [
     "folder_fingerprint",
     "hold_lock",
     "iter_records",
+    "list_saved_steps",
     "read_bytes",
     "read_complete_lines",
     "read_json",

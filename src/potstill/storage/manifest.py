@@ -40,6 +40,7 @@ FORMAT_VERSION: Final = 1  # version of the format of a run folder's files
 FIRST_VERSION: Final = 1  # the assumed version of a package that an older manifest does not name
 BUILTIN_PREFIX: Final = "built-in set "  # prefix of inputs that older runs did not record, and that a machine may lack
 VERSION_PREFIX: Final = "version of "  # prefix of inputs that are the versions of packages that only some recipes use
+SLOW_VERIFY_BYTES: Final = 1 << 30  # above this, reading takes over two seconds, and a progress bar is shown
 BEGUN_FILE, MANIFEST_FILE = "begun.json", "manifest.json"
 
 Outputs = Mapping[str, Mapping[str, Any]]  # path relative to the run's folder -> {"sha256": ..., "bytes": ...}

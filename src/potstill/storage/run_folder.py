@@ -96,6 +96,28 @@ def running_shards(run_dir: Path) -> list[str]:
     return running
 
 
+def list_saved_steps(folder: Path, last: int | None = None) -> list[int]:
+    """The steps that have a checkpoint in a folder of checkpoints, sorted; up to `last`, if it is given."""
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    return steps if last is None else [step for step in steps if step <= last]
+
+
+def working_processes(run_dir: Path) -> list[str]:
+    """The processes that work on a run now, such as `process 123 on host, since 2026-11-28T10:00:00.000+00:00`.
+
+    A process counts if the log names it and it still holds its lock.
+    """
+    working = []
+    for lock in (".lock", *sorted(path.name for path in run_dir.glob(SHARD_LOCK.format("*")))):
+        if holder := _describe_holder(run_dir, lock):
+            try:
+                with hold_lock(run_dir, lock, 0, "the run is locked"):
+                    pass
+            except UserError:
+                working.append(holder)
+    return working
+
+
 def _describe_holder(run_dir: Path, name: str) -> str:
     """The process that holds a lock of the run, according to the run's log; empty if the log does not say."""
     match = re.fullmatch(SHARD_LOCK.format(r"(\d+)-of-(\d+)").replace(".", r"\."), name)

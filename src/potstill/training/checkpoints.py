@@ -101,12 +101,6 @@ class CheckpointWriter:
             self.wait()
 
 
-def list_saved_steps(folder: Path, last: int | None = None) -> list[int]:
-    """The steps that have a checkpoint, sorted; up to `last`, if it is given."""
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    return steps if last is None else [step for step in steps if step <= last]
-
-
 def find_newest_checkpoint(folder: Path, metrics: Path) -> int:
     """The newest step from which training can resume; 0 if there is none. Removes the incomplete files of a crash.
 
@@ -119,7 +113,9 @@ def find_newest_checkpoint(folder: Path, metrics: Path) -> int:
     for checkpoint in folder.iterdir():
         storage.delete_partial_files(checkpoint)
     names = (OPTIMIZER_FILE, OPTIMIZER_FOLDER)
-    steps = [step for step in list_saved_steps(folder) if any((folder / str(step) / name).exists() for name in names)]
+    steps = [
+        step for step in storage.list_saved_steps(folder) if any((folder / str(step) / name).exists() for name in names)
+    ]
     complete = len(_read_metric_rows(metrics)) if steps else 0
     newest = max((step for step in steps if step <= complete), default=0)
     if steps and newest < steps[-1]:
@@ -225,7 +221,7 @@ def _digests_folder(folder: Path) -> Path:
 
 def _remove_older_states(folder: Path, step: int) -> None:
     """Remove the optimizer's states of the steps before `step`; their weights stay."""
-    for older in list_saved_steps(folder, step - 1):
+    for older in storage.list_saved_steps(folder, step - 1):
         for name in (OPTIMIZER_FILE, OPTIMIZER_FOLDER):
             storage.remove(folder / str(older) / name)
 
