@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potstill import data, models, preflight, prompts, runner, stages, teachers, thoughts, tokenization
-from potstill.data import assemble, splits
+from potstill.data import assemble, labels, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
 from potstill.recipe import Recipe
@@ -200,7 +200,7 @@ def _mean_lengths(
     demonstrations  number of demonstrations in a few-shot prompt; they are questions of the sample
     """
     tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
-    chat = _open_chat_template(recipe)
+    chat, instructions = _open_chat_template(recipe), labels.instructions(recipe)
     sample = splits.sample_by_hash(questions, SAMPLE_QUESTIONS)
     shown = [prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[:demonstrations]]
 
@@ -213,7 +213,7 @@ def _mean_lengths(
     lengths = {}
     for name in formats:
         format = prompts.FORMATS[name]
-        inputs = [prompts.build_prompt(q.text, format, shown) for q in sample]
+        inputs = [prompts.build_prompt(q.text, format, shown, instruction=instructions.get(q.task, "")) for q in sample]
         solutions = [
             prompts.format_solution(q.rationale or "", q.gold) if format.rationale else prompts.format_answer(q.gold)
             for q in sample

@@ -137,6 +137,16 @@ def build_prompt(
     return Prompt(tuple(turns), lead)
 
 
+def label_instruction(labels: Sequence[str]) -> str:
+    """The start of a prompt that lists the labels of a classification.
+
+    >>> label_instruction(["billing", "bug"]), label_instruction(["news, sports", "other"])
+    ('The answer is one of these labels: billing, bug', 'The answer is one of these labels: news, sports; other')
+    """
+    comma = ";" if any("," in label for label in labels) else ","
+    return f"The answer is one of these labels: {f'{comma} '.join(labels)}"
+
+
 def format_solution(rationale: str, answer: str) -> str:
     """A rationale and its answer sentence as one text, which is the training target of the rationale formats."""
     reply = PAPER_STYLE.reply_rationale if rationale else PAPER_STYLE.reply_answer

@@ -351,6 +351,48 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelTable:
+    """The answers of a checkpoint to a classification: a confusion matrix.
+
+    labels         the labels, as in the recipe
+    counts         for each label, the number of its questions by answer: one number for each label, then the number of
+                   other answers (no label, or several), then of texts without an answer or cut off before it
+    majority       the most frequent label of the training questions; of these questions if the set is not trained on
+    majority_from  the questions in which `majority` was counted
+    """
+
+    checkpoint: Checkpoint
+    set: str
+    split: Split
+    format: str
+    decoding: str
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    majority: str
+    majority_from: Split
+
+    @property
+    def n(self) -> int:
+        return sum(map(sum, self.counts))
+
+    @property
+    def majority_accuracy(self) -> float:
+        """The accuracy of a model that always answers with `majority`: the score to beat."""
+        return sum(self.counts[self.labels.index(self.majority)]) / self.n
+
+    def recall(self, label: str) -> float | None:
+        """The share of the label's questions that were answered with it; None without questions."""
+        row = self.counts[self.labels.index(label)]
+        return row[self.labels.index(label)] / sum(row) if any(row) else None
+
+    def precision(self, label: str) -> float | None:
+        """The share of right answers among those with this label; None if it was never answered."""
+        index = self.labels.index(label)
+        answered = sum(row[index] for row in self.counts)
+        return self.counts[index][index] / answered if answered else None
+
+
+@dataclass(frozen=True, slots=True)
 class TextScore:
     """The bits that a checkpoint needs for texts: a measure of how well it predicts them.
 

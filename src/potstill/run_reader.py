@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from potstill.errors import UserError
-from potstill.records import BASE, Chain, Checkpoint, Prediction, Question, Score, Split, Target, Verdict
+from potstill.records import BASE, Chain, Checkpoint, LabelTable, Prediction, Question, Score, Split, Target, Verdict
 
 if TYPE_CHECKING:
     from potstill.models import Student
@@ -120,6 +120,17 @@ class Run:
         for answered in checkpoint.list_answered_checkpoints(folder):
             scores += checkpoint.read_scores(folder, answered)
         return scores
+
+    def labels(self, split: Literal["validation", "test"]) -> list[LabelTable]:
+        """The confusion matrices of every checkpoint on a split, for sets with `labels`."""
+        from potstill.evaluation import checkpoint, label_tables
+
+        folder = self._evaluated(split)
+        return [
+            table
+            for answered in checkpoint.list_answered_checkpoints(folder)
+            for table in label_tables.read_tables(folder, answered)
+        ]
 
     def predictions(
         self,

@@ -23,6 +23,7 @@ from potstill.records import (
     Chain,
     Checkpoint,
     Choice,
+    LabelTable,
     PassCurve,
     Prediction,
     Question,
@@ -71,11 +72,11 @@ def decode_bytes(value: str | Mapping[str, str]) -> bytes:
     raise ValueError(f"neither text nor base64: {value!r}")
 
 
-Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, TextScore, PassCurve, Choice)
+Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, LabelTable, TextScore, PassCurve, Choice)
 
 
 def to_json(
-    record: Question | Chain | Verdict | Prediction | Score | TextScore | PassCurve | Choice,
+    record: Question | Chain | Verdict | Prediction | Score | LabelTable | TextScore | PassCurve | Choice,
 ) -> dict[str, Any]:
     """A record as a dict of plain JSON values, in the order of its fields. Empty fields of a chain are left out, and so are
     OPTIONAL_FIELDS whose value is None."""

@@ -57,6 +57,7 @@ FILES: Final = {
     "ANSWERS/FORMAT.DECODING.jsonl": "One graded answer for each question, with one decoding.",
     "ANSWERS/FORMAT.samples.jsonl": "Every sample of each question, if a decoding draws several.",
     "ANSWERS/scores.json": "The counts and accuracies with intervals, for each set, format and decoding.",
+    "ANSWERS/labels.json": "For sets with labels: the confusion matrix and the majority label, by set, format and decoding.",
     "ANSWERS/tries.json": "Accuracy against the number of samples k: by vote, by likelihood, and pass@k.",
     "ANSWERS/texts.json": "Bits and bytes of each text of `evaluate.texts`.",
     "select/choice.json": "The selected step, the rule, the value of each checkpoint, and the steps whose difference from"

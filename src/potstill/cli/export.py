@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from potstill import models, prompts, storage
-from potstill.data import run_questions
+from potstill.data import labels, run_questions
 from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.records import Prompt
@@ -32,10 +32,12 @@ def export_rows(run_dir: Path, form: str) -> Iterator[bytes]:
         raise UserError("the chains have no verdicts yet", code="E-cli-no-verdicts", where=run_dir, hint=hint)
     sets = run.recipe.questions.train
     chat = _chat_template(run.recipe) if form == "messages" else None
-    texts = {question.id: question.text for question in run_questions.read_questions(run_dir, sets, "train")}
+    questions = {question.id: question for question in run_questions.read_questions(run_dir, sets, "train")}
+    instructions = labels.instructions(run.recipe)
     for chain, _ in run.chains(kept=True):
         if form == "messages":
-            prompt = prompts.build_prompt(texts[chain.question], prompts.FORMATS["zero-shot-rationale"])
+            asked, zero_shot = questions[chain.question], prompts.FORMATS["zero-shot-rationale"]
+            prompt = prompts.build_prompt(asked.text, zero_shot, instruction=instructions.get(asked.task, ""))
             if chat is not None:
                 prompt = Prompt((*chat.system, *prompt.turns))
             row: dict[str, Any] = {"messages": [*prompt.messages, {"role": "assistant", "content": chain.text}]}

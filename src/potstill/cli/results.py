@@ -11,9 +11,9 @@ from rich.text import Text
 
 from potstill.cli.tables import numbers_table, plain_text, print_warnings
 from potstill.evaluation import checkpoint as checkpoints
-from potstill.evaluation import cut_thoughts
+from potstill.evaluation import cut_thoughts, label_tables
 from potstill.records import BASE
-from potstill.report import collect, summary
+from potstill.report import collect, label_views, summary
 from potstill.report.model import SET_GROUPS
 from potstill.report.summary import ScoreCell, SummaryRow, format_bits, format_points, percent_number
 from potstill.run_reader import open_run
@@ -49,6 +49,8 @@ def print_summary(run_dir: Path) -> None:
             )
         text = f"bits per byte of {row.base.name}: {format_bits(row.base.bits_per_byte)} before,"
         console.print(plain_text(f"{text} {format_bits(row.chosen.bits_per_byte)} after, {change}"), soft_wrap=True)
+    for counted, _ in label_views.main_tables(data):
+        console.print(plain_text(label_views.baseline_sentence(counted)), soft_wrap=True)
     assert data.choice is not None, "the report comes after select"
     console.print(f"chosen: step {data.choice.checkpoint.label} ({data.choice.rule})", style="dim")
     note = "intervals are over the questions of one seed; they do not include the variation between seeds"
@@ -93,6 +95,8 @@ def print_scores(run_dir: Path) -> None:
     console = Console()
     console.print(table)
     print_warnings(cut_thoughts.read_warnings(run_dir))
+    for labels in label_tables.read_tables(run_dir / "test", BASE):
+        console.print(plain_text(label_views.baseline_sentence(labels)), soft_wrap=True)
     for row in checkpoints.read_text_scores(run_dir / "test", BASE):
         console.print(plain_text(f"bits per byte of {row.name}: {format_bits(row.bits_per_byte)}"), soft_wrap=True)
     console.print(plain_text(f"answers: {run_dir / 'test' / '0'}"), soft_wrap=True)

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from potstill import grading, prompts
 from potstill.data import bbh, custom_set, splits, word_problems
+from potstill.data.labels import label_task
 from potstill.data.set_files import BuiltinSet, RawQuestion, check_text, read_demonstrations
 from potstill.data.splits import canonical_question
 from potstill.errors import UserError
@@ -69,6 +70,7 @@ def load_set(
     file: Path | Sequence[Path] | None = None,
     fields: custom_set.FieldMap | None = None,
     task: str | None = None,
+    labels: Sequence[str] | None = None,
     split: Split | None = None,
     splits: Literal["digest", "paper"] = "digest",
     validation: int | float | None = None,
@@ -80,6 +82,7 @@ def load_set(
     name          a name in SETS, `bbh/<task>`, or, with `file`, a new name
     data_dir      folder of the built-in sets; None: the folder in POTSTILL_DATA
     file, fields, task   of a custom set (see `custom_set`); `task` is the task of records without one
+    labels        for a custom set that is a classification: its labels
     split         for a custom set: split of records without a split; None: these records are divided
     splits        how to divide a set that has no splits; `paper` is only for built-in sets
     validation    fraction (float) or number (int) of validation questions, per set or per BBH task; None: 0.2
@@ -88,8 +91,8 @@ def load_set(
     custom_names  names of the recipe's custom sets, for the message about an unknown name
     Raises UserError, with file and record, for a wrong name, file, record or size.
     """
-    if file is None and (fields or task or split):
-        what, hint = "fields, task and split need a file", "pass `file`, or remove these arguments"
+    if file is None and (fields or task or labels or split):
+        what, hint = "fields, task, labels and split need a file", "pass `file`, or remove these arguments"
         raise UserError(what, code="E-data-custom-options", where=name, hint=hint)
     if splits not in ("digest", "paper"):
         raise _splits_error(name, "unknown value of splits", "write digest or paper", splits)
@@ -100,7 +103,7 @@ def load_set(
         hint = "remove `validation`, or set `splits: digest`"
         raise _splits_error(name, "the paper's split has a fixed size", hint, validation)
     if file is not None:
-        return _load_custom(name, file, fields, task, split, validation, test)
+        return _load_custom(name, file, fields, task, labels, split, validation, test)
     builtin, data_dir = _builtin(name, custom_names), find_data_folder(data_dir, name)
     raws = builtin.read(data_dir)
     assert builtin.grader is None or {raw.task for raw in raws} == {builtin.grader}, "a question has another task"
@@ -134,6 +137,7 @@ def _load_custom(
     file: Path | Sequence[Path],
     fields: custom_set.FieldMap | None,
     task: str | None,
+    labels: Sequence[str] | None,
     split: Split | None,
     validation: int | float | None,
     test: int | float | None,
@@ -146,7 +150,7 @@ def _load_custom(
         grading.check_task(task)
     validation = DEFAULT_SHARE if validation is None else validation
     test = (validation if isinstance(validation, int) else DEFAULT_SHARE) if test is None else test
-    raws = custom_set.read_custom(name, paths, fields, task)
+    raws = custom_set.read_custom(name, paths, fields, label_task(name) if labels else task, labels)
     if split is not None:
         raws = [raw if raw.split else replace(raw, split=split) for raw in raws]
     return assign_splits(raws, name, validation=validation, test=test)

@@ -143,6 +143,7 @@ def _load_set(recipe: Recipe, name: str) -> list[Question]:
         file=set_paths(recipe, name) if custom else None,
         fields={field: _column_dict(column) for field, column in custom.fields.items()} if custom else None,
         task=custom.task if custom else None,
+        labels=custom.labels if custom else None,
         split=custom.split if custom else None,
         splits=section.splits,
         validation=None if section.splits == "paper" else section.validation,

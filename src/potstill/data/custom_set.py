@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
 from potstill import grading
-from potstill.data import set_files
+from potstill.data import labels, set_files
 from potstill.data.set_files import RawQuestion
 from potstill.data.word_problems import CALCULATOR_MARK
 from potstill.errors import UserError
@@ -44,7 +44,8 @@ from potstill.storage.dataset_files import shorten
 
 FIELD_NAMES: Final = ("question", "answer", "id", "rationale", "task", "split", "choices")
 MISSING_FIELD_HINT: Final = "add the field, or map its name in the recipe (sets.NAME.fields)"
-OPAQUE_TYPES: Final = ("exact", "json", "regex", "function")  # answer types whose gold answer is never a whole solution
+# Answer types whose gold answer is never a whole solution.
+OPAQUE_TYPES: Final = ("exact", "json", "regex", "function", "label")
 _ANSWER_SENTENCE = re.compile(
     r"(?:^|(?<=[.!?:;,]\s))(?:(?:so|thus|hence|therefore),?\s)?(?:the\s)?(?:final\s|correct\s)?answer\s?(?:is\s?:?|:)\s*(\S.*)$",
     re.IGNORECASE,
@@ -55,22 +56,30 @@ FieldMap = Mapping[str, str | Mapping[str, Any]]
 Options = list[tuple[str, str]]  # label and text of each option
 
 
-def read_custom(name: str, paths: Sequence[Path], fields: FieldMap | None, task: str | None) -> list[RawQuestion]:
+def read_custom(
+    name: str,
+    paths: Sequence[Path],
+    fields: FieldMap | None,
+    task: str | None,
+    names: Sequence[str] | None = None,
+) -> list[RawQuestion]:
     """The questions of a custom set.
 
     Their ids are `<name>/<id>`; for records without an id, `<name>/<line>` (from 1), or `<name>/<file>-<line>` if there
     are several files.
 
-    task  the task of records without one
+    task   the task of records without one
+    names  the labels, if the set is a classification; its task is then `<name>/label`
     Raises UserError, with file and record, for a wrong file or record.
     """
     columns = _resolve_columns(fields or {})
     several = len(paths) > 1
-    return [
+    raws = [
         _parse_record(name, row, where, f"{file}-{number}" if several else str(number), columns, task)
         for file, path in enumerate(paths, 1)
         for number, where, row in set_files.read_rows(path)
     ]
+    return raws if names is None else labels.check_labels(raws, names)
 
 
 def _resolve_columns(fields: FieldMap) -> dict[str, Mapping[str, Any]]:

@@ -8,6 +8,7 @@ Every checkpoint has a folder with a manifest, so more training adds folders and
     <format>.samples.jsonl      all samples, if a decoding chooses among samples
     scores.json                 one `Score` per set, format and decoding
     tries.json                  `PassCurve`s: accuracy by number of samples, if there are samples
+    labels.json                 `LabelTable`s: confusion matrices of the sets with labels, if there are any
     texts.json                  `TextScore`s: bits per byte of the texts in `evaluate.texts`, on test
 """
 
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from potstill import calculator, evaluation, grading, inference, progress, prompts, storage, thoughts
 from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
-from potstill.evaluation import cut_thoughts, decoding, intervals, selection, self_consistency, texts
+from potstill.evaluation import cut_thoughts, decoding, intervals, label_tables, selection, self_consistency, texts
 from potstill.evaluation.decoding import SamplingSpec
 from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
@@ -143,6 +144,7 @@ def evaluate_checkpoint(
     if finished is None:
         paths, questions = _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split)
         paths += _write_scores(recipe, checkpoint_dir, checkpoint, split)
+        paths += label_tables.write_tables(run_dir, recipe, folder, checkpoint, split)
         if split == "test" and recipe.evaluate.texts:
             paths.append(_write_text_scores(run_dir, recipe, checkpoint_dir, checkpoint))
         thoughts = _count_cut_thoughts(run_dir, recipe, folder, checkpoint, split)

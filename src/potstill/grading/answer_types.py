@@ -126,6 +126,10 @@ ANSWER_TYPES: Final = {
         words.parse_gold_text, words.extract_marked_text, words.extract_unmarked_text,
         words.is_same_text, words.format_words, inferable=True,
     ),
+    "label": AnswerType(
+        words.parse_gold_label, words.extract_marked_label, words.extract_unmarked_label,
+        operator.eq, _shorten, unwrap_gold=False,
+    ),
     "list": AnswerType(
         words.parse_gold_list, words.extract_marked_list, words.extract_unmarked_list,
         operator.eq, words.format_words,

@@ -334,6 +334,36 @@ def extract_exact(text: str, gold: str) -> str | None:
     return answer.split(". ")[0] or None
 
 
+# Label
+
+_BEFORE_LABEL = re.compile(r"(?:the\s)?(?:label|category|class)\b(?:\sis\b)?[\s:=*]*")
+_AFTER_LABEL = re.compile(r"[\s.!*_\"'`$]*(?:$|[,;:.]?\s(?:because|since|as)\b|,?\s\()")
+
+
+def parse_gold_label(gold: str) -> str | None:
+    """The label in lower case, with single spaces."""
+    return " ".join(gold[:2000].split()).casefold() or None
+
+
+def extract_marked_label(text: str, gold: str) -> str | None:
+    """The gold label, if the text is this label, alone or with a reason; otherwise the words of the first sentence."""
+    line = parse_gold_label(text.strip()[:2000].split("\n", 1)[0]) or ""
+    bare = line.lstrip(normalize.STRIP_CHARS + ".")
+    named = _BEFORE_LABEL.match(bare)
+    for start in (line, bare, bare[named.end() :] if named else bare):
+        if start.startswith(gold) and _AFTER_LABEL.match(start, len(gold)):
+            return gold
+    sentence = parse_gold_label(normalize.read_answer_sentence(text[:2000])) or ""
+    named = _BEFORE_LABEL.match(sentence)
+    sentence = sentence[named.end() :] if named and named.end() < len(sentence) else sentence
+    reason = re.search(r"[,;:]?\s(?:because|since)\b|,?\s\(", sentence)
+    return (sentence if reason is None else sentence[: reason.start()])[:200] or None
+
+
+def extract_unmarked_label(text: str, gold: str) -> str | None:
+    return extract_marked_label(normalize.read_last_line(text), gold)
+
+
 # List
 
 _ITEM_NUMBER = re.compile(r"(?:^|(?<=\s))(?:\(?[0-9]{1,3}[.)]|[-*\u2022])\s|(?m:^)\(?[a-z][.)]\s")

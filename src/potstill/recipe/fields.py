@@ -88,6 +88,11 @@ class CustomSet(Section):
         description="How answers are graded: number, choice, boolean, text, regex, json, ..., or `function: "
         "module:name` for your own function. If not given, the form of each answer decides.",
     )
+    labels: list[str] | None = Field(
+        default=None,
+        description="The labels, if the set is a classification: every answer is one of them. Prompts list them, and page "
+        "and scores have a table of the labels.",
+    )
     split: Literal["train", "validation", "test"] | None = Field(
         default=None,
         description="Split of all records without a split; by default, these records are divided. A set with only test "
@@ -133,10 +138,20 @@ class CustomSet(Section):
         elif self.sha256 is not None or self.revision is not None:
             message = "sha256 and revision are for url and hub; the run computes the digest of a local file itself"
             refuse("E-recipe-set-digest", message)
+        if self.labels is not None:
+            self._check_labels(self.labels)
         for field, column in self.fields.items():
             if isinstance(column, Column) and field != "answer" and (column.after or column.values):
                 refuse("E-recipe-set-fields", f"fields.{field}: only answer can have after and values")
         return self
+
+    def _check_labels(self, labels: list[str]) -> None:
+        if len({" ".join(label.split()).casefold() for label in labels} - {""}) != len(labels) or len(labels) < 2:
+            refuse("E-recipe-labels", "labels needs at least two names, which differ in more than upper and lower case")
+        if any("\n" in label or len(label) > 200 for label in labels):
+            refuse("E-recipe-labels", "a label is one line of at most 200 characters")
+        if self.task is not None or {"task", "choices"} & set(self.fields):
+            refuse("E-recipe-labels-task", "a set with labels is graded by its labels: remove task and fields.choices")
 
 
 # A number for every set, or a mapping from sets to numbers; other sets then have no limit.

@@ -23,7 +23,7 @@ from potstill import hub, prompts
 from potstill.errors import escape_hidden
 from potstill.evaluation.decoding import parse_decoding
 from potstill.evaluation.query_settings import QuerySettings
-from potstill.report import summary
+from potstill.report import label_views, summary
 from potstill.report.html import controls_sentence, summary_sentence
 from potstill.report.licences import BaseModel, SetSource
 from potstill.report.model import ONE_SEED_NOTE, ReportData, licence_note
@@ -285,6 +285,7 @@ def _test_section(data: ReportData) -> list[str]:
         cells = (score.set, data.groups[score.set], f"{score.format}, {score.decoding}", str(score.n), before, after)
         rows.append(_table_row((*cells, summary.format_change(row.difference))))
     parts = ["## Test", "\n".join(rows), "All intervals are 95 % intervals over the questions, for one seed."]
+    parts += [label_views.baseline_sentence(table) for table, _ in label_views.main_tables(data)]
     return parts + ([f"{controls_sentence(data)} {ONE_SEED_NOTE}"] if data.controls else [])
 
 

@@ -23,7 +23,7 @@ from potstill.alignment.coverage import low_mass_warning
 from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
-from potstill.evaluation import cut_thoughts, intervals
+from potstill.evaluation import cut_thoughts, intervals, label_tables
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, ShapeSection, recipe_to_yaml
 from potstill.records import BASE, Chain, Grade, Question, Score, Semantics, Verdict
@@ -73,6 +73,11 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         controls=tuple(_collect_controls(files)),
         validation=files.validation_scores,
         texts=tuple(_compare_texts(files)),
+        labels=tuple(
+            table
+            for checkpoint in dict.fromkeys((BASE, files.choice.checkpoint))
+            for table in label_tables.read_tables(run_dir / "test", checkpoint)
+        ),
         pass_curves=tuple(
             curve
             for checkpoint in dict.fromkeys((BASE, files.choice.checkpoint))

@@ -18,6 +18,7 @@ from typing import Final
 
 from potstill.errors import escape_hidden
 from potstill.records import END, Score
+from potstill.report import label_views
 from potstill.report.model import Comparison, Interval, ReportData, StageTime
 from potstill.report.summary import readable_token, scores_by_checkpoint, summary_rows
 
@@ -55,6 +56,11 @@ def build_tables(data: ReportData) -> dict[str, str]:
             "name checkpoint step texts bytes bits_per_byte difference difference_low difference_high",
             _text_rows,
         ),
+        "labels": (
+            "set format decoding step what label n answered precision recall",
+            label_views.label_csv_rows,
+        ),
+        "confusion": ("set format decoding step label answer n", label_views.confusion_csv_rows),
         "tries": (f"step {' '.join(CURVE_COLUMNS)}", _pass_curve_rows),
         "tradeoff": ("step group mean_accuracy low high mark", _tradeoff_rows),
         "validation": (

@@ -36,7 +36,7 @@ from markupsafe import Markup
 
 from potstill.errors import escape_hidden
 from potstill.records import BASE, END, Candidate, Chain, Checkpoint, End, PassCurve, Score
-from potstill.report import summary
+from potstill.report import label_views, summary
 from potstill.report.csv_tables import build_tables, times_csv
 from potstill.report.model import (
     OUTCOMES,
@@ -52,6 +52,7 @@ from potstill.report.model import (
 VERSION: Final = 6  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
     ("before-after", "Before and after"),
+    ("labels", "Labels"),
     ("tradeoff", "Gained and lost"),
     ("training", "Through training"),
     ("selection", "Selection"),
@@ -81,7 +82,7 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
     grades = [{verdict.grade for _, verdict in example.chains} for example in data.examples]
     values: dict[str, Any] = {
         "figures": {name: Markup(svg) for name, svg in figures.items()},
-        "sections": SECTIONS,
+        "sections": [row for row in SECTIONS if data.labels or row[0] != "labels"],
         "sentence": summary_sentence(data),
         "controls": controls_sentence(data),
         "changes": _group_changes(data),
@@ -91,6 +92,7 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "main": summary.main_comparisons(data),
         "formats": _score_tables(data),
         "pass_curves": _pass_curve_tables(data),
+        "labels": label_views.view_labels(data),
         "trained": summary.has_trained_choice(data),
         "interpolated": any(row.checkpoint.share != 1 for row in checkpoints),
         "on_policy": any(row.checkpoint.on_policy_steps for row in checkpoints),

@@ -17,6 +17,7 @@ from potstill.records import (
     Chain,
     Choice,
     Grade,
+    LabelTable,
     PassCurve,
     Prediction,
     Question,
@@ -217,6 +218,7 @@ class ReportData:
     comparisons   comparisons on the test split, one for each set, format and decoding; empty without test scores
     controls      other runs from the same base on the same test questions
     texts         bits per byte on `evaluate.texts`; empty without this key
+    labels        confusion matrices on test of the base and of the chosen checkpoint; empty without sets with labels
     pass_curves   test accuracy with k samples, of the base and of the chosen checkpoint; empty without samples
     validation    all scores of `evaluate`: all checkpoints, sets, formats and decodings
     losses        (step, training loss in nats per supervised position), in the order of the steps
@@ -238,6 +240,7 @@ class ReportData:
     comparisons: tuple[Comparison, ...] = ()
     controls: tuple[ControlRun, ...] = ()
     texts: tuple[TextComparison, ...] = ()
+    labels: tuple[LabelTable, ...] = ()
     pass_curves: tuple[PassCurve, ...] = ()
     validation: tuple[Score, ...] = ()
     losses: tuple[tuple[int, float], ...] = ()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import data, progress, prompts, storage
-from potstill.data import assemble, contamination, find_data_folder, run_questions, splits
+from potstill.data import assemble, contamination, find_data_folder, labels, run_questions, splits
 from potstill.data.assemble import assemble_questions, replayed_sets
 from potstill.data.custom_set import read_replay_rows
 from potstill.errors import UserError
@@ -40,9 +40,12 @@ class Collect(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """`on_policy.sets` may change if all of its sets are also trained on or replayed: they have a training split then."""
+        """`on_policy.sets` may change if all of its sets are also trained on or replayed: they have a training split then.
+        Of the sets, those without labels do not name the key."""
         trained = {*recipe.questions.train, *(recipe.train.replay.sets if recipe.train.replay else ())}
-        return ("on_policy.sets",) if recipe.on_policy and trained.issuperset(recipe.on_policy.sets) else ()
+        unlabelled = [f"sets.{name}.labels" for name, custom in recipe.sets.items() if custom.labels is None]
+        known = recipe.on_policy and trained.issuperset(recipe.on_policy.sets)
+        return (*unlabelled, *(["on_policy.sets"] if known else ()))
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         """Name -> digest, for the files that the recipe names, for the paper's split indices if the recipe uses them, and
@@ -160,6 +163,8 @@ def _build_task_prompts(recipe: Recipe, train: list[Question]) -> dict[str, run_
     for builtin in _builtin_sets(recipe):
         if builtin.task_prompts is not None:
             table |= builtin.task_prompts(find_data_folder(recipe_data_folder(recipe)))
+    for task, instruction in labels.instructions(recipe).items():
+        table[task] = replace(table[""], instruction=instruction)
     example = Question("", "", "", "", "train", "")
     for name in recipe.evaluate.formats:  # raise errors now, not after hours of training
         run_questions.evaluation_prompt(example, prompts.FORMATS[name], {"": table[""]})

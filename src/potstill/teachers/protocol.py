@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Protocol
 
 from potstill import prompts, storage
 from potstill import recipe as recipes
+from potstill.data import labels
 from potstill.errors import UserError
 from potstill.prompts import Demonstration, PromptFormat, PromptStyle
 from potstill.recipe import Recipe
@@ -384,11 +385,12 @@ def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
 
     Raises UserError if the file does not exist or is not UTF-8.
     """
+    instructions = labels.instructions(recipe)
     if recipe.teacher.prompt is None:
-        return make_prompt_builder()
+        return make_prompt_builder(instructions=instructions)
     path = recipes.find_path(recipe, recipe.teacher.prompt, "teacher.prompt")
     try:
-        return make_prompt_builder(prefix=storage.read_bytes(path).decode("utf-8"))
+        return make_prompt_builder(prefix=storage.read_bytes(path).decode("utf-8"), instructions=instructions)
     except UnicodeDecodeError as error:
         raise UserError(
             "the file is not UTF-8 text",
@@ -400,12 +402,17 @@ def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
 
 
 def make_prompt_builder(
-    *, style: PromptStyle = prompts.TEACHER_STYLE, demonstrations: Sequence[Demonstration] = (), prefix: str = ""
+    *,
+    style: PromptStyle = prompts.TEACHER_STYLE,
+    demonstrations: Sequence[Demonstration] = (),
+    prefix: str = "",
+    instructions: Mapping[str, str] | None = None,
 ) -> PromptBuilder:
     """A function from a question to the teacher's prompt, in which demonstrations or a fixed text precede the question.
 
     prefix  the fixed text; it stays unchanged, and one newline separates it from the question (Fu et al. 2023: the eight
             complex demonstrations, in a file that ends with a newline)
+    instructions  task -> text at the start of the prompt, after the prefix (the labels of a classification)
 
     >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
     >>> print(make_prompt_builder(prefix="Question: 2 + 2?\\nThe answer is 4\\n")(question).plain)
@@ -419,7 +426,10 @@ def make_prompt_builder(
 
     def build_prompt(question: Question) -> Prompt:
         prompt_format = PromptFormat(bool(demonstrations), True)
-        prompt = prompts.build_prompt(question.text, prompt_format, demonstrations, style=style)
+        instruction = (instructions or {}).get(question.task, "")
+        prompt = prompts.build_prompt(
+            question.text, prompt_format, demonstrations, style=style, instruction=instruction
+        )
         if not prefix:
             return prompt
         first, *others = prompt.turns

@@ -37,7 +37,7 @@ from typing import Final
 from potstill import prompts
 from potstill.alignment import cross_tokenizer
 from potstill.alignment.target_store import TargetOrigin, TargetStore
-from potstill.data import run_questions, splits
+from potstill.data import labels, run_questions, splits
 from potstill.errors import UserError
 from potstill.models import Example, Student, tokenizer_folder
 from potstill.recipe import Recipe, flatten_keys
@@ -102,7 +102,7 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
     order = build_data_order(recipe, [(name, len(indices)) for name, indices in targets_of.items()])
     read_replay, replay_counts = _read_replay_rows(run_dir, recipe, student)
     loss_weights: Mapping[str, float] | None = {**section.loss_weights} if section.loss_weights else None
-    pool = _demonstration_pool(recipe, questions)
+    pool, instructions = _demonstration_pool(recipe, questions), labels.instructions(recipe)
     # A question may occur under two ids, one of which is in the pool. It must not be a demonstration for the other one.
     pool_name = {splits.canonical_question(shot.question): name for name, shot in pool.items()}
 
@@ -122,7 +122,8 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
                 recipe.seed, group.turn, name, group.format, tuple(pool), section.demonstrations
             )
             shots = [pool[name] for name in drawn]
-        return prompts.build_prompt(text, group.format, shots)
+        instruction = instructions.get(questions[group.question].task, "")
+        return prompts.build_prompt(text, group.format, shots, instruction=instruction)
 
     def rows_by_group(step: int) -> list[list[Example]]:
         groups = []
