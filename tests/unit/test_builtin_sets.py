@@ -181,6 +181,8 @@ def test_names_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("POTSTILL_DATA", raising=False)
     assert refused(None, "svamp") == ("E-data-no-folder", "set svamp")
     assert refused(None, "svamp", data_dir=tmp_path / "nowhere") == ("E-data-no-folder", "data")
+    assert refused(None, "svamp", data_dir=tmp_path) == ("E-data-no-set", "data")
+    (tmp_path / "svamp").mkdir()
     assert refused(None, "svamp", data_dir=tmp_path) == ("E-data-missing-file", f"{tmp_path}/svamp/SVAMP.json")
 
 

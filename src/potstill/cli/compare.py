@@ -198,8 +198,13 @@ def _open_both(first: str, second: str) -> tuple[ComparedCheckpoint, ComparedChe
             raise UserError(what, code="E-cli-compare-nothing", where=where, hint=hint)
         return a, b
     what = "one of the runs has not been evaluated"
-    hint = "name finished runs, or checkpoints that were both evaluated"
-    raise UserError(what, code="E-cli-compare-unevaluated", where=where, hint=hint)
+    evaluated = [
+        f"{run_dir}: {', '.join(row.name for row in checkpoints.list_answered_checkpoints(run_dir / 'evaluate')) or 'none'}"
+        for run_dir in dict.fromkeys(run_dir for run_dir, _ in runs)
+    ]
+    hint = "name finished runs, or checkpoints that were both evaluated (RUN@STEP)"
+    found = f"evaluated checkpoints of {'; of '.join(evaluated)}"
+    raise UserError(what, code="E-cli-compare-unevaluated", where=where, found=found, hint=hint)
 
 
 def _parse_run(text: str) -> tuple[Path, Checkpoint | None]:

@@ -153,10 +153,10 @@ def open_run_or_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe,
     from potstill.recipe import load_recipe
     from potstill.run_reader import open_run
 
-    if path.is_file():
-        recipe = load_recipe(path, changes)
-        return recipe, runner.default_run_dir(recipe)
-    return load_recipe(open_run(path).run_dir / "recipe.yaml", changes), path
+    if path.is_dir():
+        return load_recipe(open_run(path).run_dir / "recipe.yaml", changes), path
+    recipe = load_recipe(path, changes)
+    return recipe, runner.default_run_dir(recipe)
 
 
 def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard | None:

@@ -105,6 +105,13 @@ def load_set(
     if file is not None:
         return _load_custom(name, file, fields, task, labels, split, validation, test)
     builtin, data_dir = _builtin(name, custom_names), find_data_folder(data_dir, name)
+    if not (data_dir / builtin.name).exists():
+        what, where = f"the data folder does not contain the set {builtin.name}", "data"
+        hint = (
+            f"fetch it with `potstill data {builtin.name} --to {data_dir}`, or name other sets in questions (the defaults of"
+            " in_distribution, out_of_distribution and generic are built-in sets; [] for none)"
+        )
+        raise UserError(what, code="E-data-no-set", where=where, found=data_dir, hint=hint)
     raws = builtin.read(data_dir)
     assert builtin.grader is None or {raw.task for raw in raws} == {builtin.grader}, "a question has another task"
     if validation is None:
@@ -249,7 +256,8 @@ def check_questions(raws: Sequence[RawQuestion], name: str) -> None:
     for raw in raws:
         if raw.id in places:
             what, found = f"the id {raw.id!r} occurs twice", f"first in {places[raw.id]}"
-            raise UserError(what, code="E-data-repeated-id", where=raw.where, found=found)
+            hint = "give every record another id, or none: without an id, the number of the record is its id"
+            raise UserError(what, code="E-data-repeated-id", where=raw.where, found=found, hint=hint)
         places[raw.id] = raw.where
         fields = {"id": raw.id, "question": raw.text, "answer": raw.gold, "rationale": raw.rationale}
         for field, text in fields.items():

@@ -6,6 +6,8 @@ differ from a validation or test question only in numbers and names are counted 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +54,7 @@ def assemble_questions(recipe: Recipe) -> AssembledQuestions:
         wanted[name] = ("train", *(split for split in wanted.get(name, ()) if split != "train"))
     loaded = {name: _load_set(recipe, name) for name in wanted}
     used = [question for name, rows in loaded.items() for question in rows if question.split in wanted[name]]
-    leaked = {earlier.id for earlier, _ in data.find_duplicates_across_splits(used)}
+    leaked = {earlier.id: later for earlier, later in data.find_duplicates_across_splits(used)}
     kept: dict[str, dict[str, list[Question]]] = {}
     limited: dict[str, int] = {}
     for name, questions in loaded.items():
@@ -64,7 +66,7 @@ def assemble_questions(recipe: Recipe) -> AssembledQuestions:
             if len(kept[name][split]) < len(rows):
                 limited[f"{name}.{split}"] = len(rows)
             if not kept[name][split] and not _is_all_test(recipe, name, split):
-                raise _empty_set_error(name, split, questions, leaked)
+                raise _empty_set_error(recipe, name, split, questions, leaked)
     templates, dropped = _find_templates(recipe, kept)
     trained = {question.id for name in section.train for question in kept[name]["train"]}
     held_out = [question for name in section.train for question in loaded[name] if question.id not in trained]
@@ -82,19 +84,38 @@ def _is_all_test(recipe: Recipe, name: str, split: Split) -> bool:
     )
 
 
-def _empty_set_error(name: str, split: Split, questions: list[Question], leaked: set[str]) -> UserError:
+def _empty_set_error(
+    recipe: Recipe, name: str, split: Split, questions: list[Question], leaked: Mapping[str, Question]
+) -> UserError:
+    """The error for a split without questions. leaked: id of a dropped question -> the equal question that is kept."""
     different = len({splits.canonical_question(question.text) for question in questions})
     leaks = sum(question.id in leaked for question in questions)
+    dropped = [question.id for question in questions if question.split == split and question.id in leaked]
     hint = "give the set more questions, change questions.validation and questions.test, or correct its `split` field"
     if different < len(questions) / 2:
         hint = "give more different questions: equal questions are always in the same split"
-    elif leaks > len(questions) / 2:
+    elif dropped:
+        others = Counter(f"{leaked[key].set} ({leaked[key].split})" for key in dropped)
+        elsewhere = ", ".join(f"{count} are also in {place}" for place, count in others.most_common(3))
+        what, where = f"{name} has no question in {split}", f"questions ({name})"
         hint = "add questions that no validation or test set contains"
+        if shared := _sets_with_same_file(recipe, name, {leaked[key].set for key in dropped}):
+            hint = f"{name} and {shared} read the same file: give {shared} a file with other questions"
+        found = f"of {len(dropped)} questions, {elsewhere}; a question is in one split only"
+        return UserError(what, code="E-data-leaked-split", where=where, found=found, hint=hint)
     elif name.partition("/")[0] in data.SETS:
         hint = "set questions.splits: digest and change questions.validation and questions.test, or name another set"
     what, where = f"{name} has no question in {split}", f"questions ({name})"
     found = f"{len(questions)} questions in total, {different} different, {leaks} dropped as leaks"
     return UserError(what, code="E-data-empty-split", where=where, found=found, hint=hint)
+
+
+def _sets_with_same_file(recipe: Recipe, name: str, others: set[str]) -> str:
+    """The first of the other custom sets that reads a file with the same bytes; empty without such a set."""
+    names = sorted(others & recipe.sets.keys() - {name}) if name in recipe.sets else []
+    digests = {other: {storage.file_digest(path) for path in set_paths(recipe, other)} for other in names}
+    own = {storage.file_digest(path) for path in set_paths(recipe, name)} if names else set[str]()
+    return next((other for other in names if own & digests[other]), "")
 
 
 def _find_templates(recipe: Recipe, kept: dict[str, dict[str, list[Question]]]) -> tuple[Templates, int]:

@@ -42,6 +42,13 @@ from potstill.errors import UserError
 from potstill.records import Question, Split
 from potstill.storage.dataset_files import shorten
 
+SPLIT_SYNONYMS: Final = {
+    "dev": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "eval": "test",
+    "training": "train",
+}
 FIELD_NAMES: Final = ("question", "answer", "id", "rationale", "task", "split", "choices")
 MISSING_FIELD_HINT: Final = "add the field, or map its name in the recipe (sets.NAME.fields)"
 # Answer types whose gold answer is never a whole solution.
@@ -196,7 +203,9 @@ def _read_split(row: Mapping[str, Any], name: str, where: str) -> Split | None:
         return None
     if value not in get_args(Split):
         what, found = f"`{name}` must be one of train, validation, test", json.dumps(value, default=str)
-        raise UserError(what, code="E-data-split-name", where=where, found=found)
+        meant = SPLIT_SYNONYMS.get(str(value).lower())
+        hint = f"write {meant} for {value}" if meant else "correct the value, or leave the field out"
+        raise UserError(what, code="E-data-split-name", where=where, found=found, hint=hint)
     return value
 
 

@@ -214,7 +214,8 @@ def field_type_error(what: str, value: Any, where: object, hint: str = "") -> Us
 
 
 def empty_field_error(name: str, where: object) -> UserError:
-    return UserError(f"`{name}` is empty", code="E-data-empty-field", where=where)
+    hint = f"write a value for `{name}`, or remove the record"
+    return UserError(f"`{name}` is empty", code="E-data-empty-field", where=where, hint=hint)
 
 
 def _shown(value: Any) -> str:

@@ -391,8 +391,7 @@ def auto_uses_chat_template(folder: Path) -> bool:
 
 def read_family(folder: Path) -> Family:
     """The family of the model in a folder, according to its config.json."""
-    config = storage.read_json(folder / "config.json")
-    return _family_of_type(config.get("model_type") if isinstance(config, dict) else None)
+    return _family_of_type(weight_files.read_config(folder).get("model_type"))
 
 
 def weights_identity(recipe: Recipe) -> dict[str, str]:

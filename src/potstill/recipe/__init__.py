@@ -113,8 +113,14 @@ def _path_hint(path: str, paths: list[Path], key: str) -> str:
             near = difflib.get_close_matches(candidate.name, os.listdir(candidate.parent), 1, 0.8)
             if near:
                 return f"did you mean {Path(path).with_name(near[0]).as_posix()}?"
+    if key.endswith((".model", ".tokenizer", ".scorer")):
+        name, at, revision = path.removeprefix("https://huggingface.co/").removeprefix("hub:").partition("@")
+        if (name != path or at) and "/" in name and HUB_NAME.fullmatch(name):
+            more = f", and {key.removesuffix('.model')}.revision: {revision}" if revision else ""
+            return f"write the name of a model on the hub as {key}: {name}{more}"
     if key.endswith((".model", ".tokenizer", ".scorer")) and HUB_NAME.fullmatch(path):
-        name = path if "/" in path else f"OWNER/{path}"
+        is_name = "/" in path and path.partition("/")[0] not in ("datasets", "models", "spaces")
+        name = path if is_name else f"OWNER/{path.rpartition('/')[2]}"
         return f"if this is a model's name on the hub, download it (`hf download {name} --local-dir {path}`)"
     return "correct the path (it is relative to the folder in which you run the command), or set data"
 

@@ -109,7 +109,7 @@ class CustomSet(Section):
     def _mapping(cls, value: Any) -> Any:
         if isinstance(value, str | list):
             path = value if isinstance(value, str) else f"[{', '.join(map(str, value))}]"
-            refuse("E-recipe-set-not-a-mapping", f"a set must be a mapping of keys: write {{file: {path}}}")
+            refuse("E-recipe-set-not-a-mapping", "a set must be a mapping of keys", hint=f"write {{file: {path}}}")
         return value
 
     @property

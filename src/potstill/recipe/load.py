@@ -43,7 +43,7 @@ SECRET_KEY: Final = re.compile(
     r"(?:^|[^a-z])(?:api.?key|key|password|secret|(?:access|api|auth).?token)s?(?:$|[^a-z])", re.IGNORECASE
 )
 ANY_NAME: Final = "NAME"  # stands for a name that the user chooses, such as the name of a set
-NOT_A_RECIPE: Final = "name a recipe file (YAML)"
+NOT_A_RECIPE: Final = "name a recipe file (YAML), or the folder of a run such as runs/demo"
 
 _COLON_HINT: Final = "write `key: value` with a space after the colon, and quote texts that contain a colon"
 _CONTROL_HINT: Final = "remove the control character, or write it as an escape in double quotes"
@@ -69,7 +69,9 @@ _SECTION_EXAMPLES: Final[dict[str, str]] = {
     "questions": "for example `questions: {train: [animals], out_of_distribution: [largest]}`",
     "teacher": "for example `teacher: {kind: human}` or `teacher: {kind: openai, model: NAME}`",
     "student": "for example `student: {model: FOLDER}`",
+    "teacher.server": 'for example `server: {urls: ["http://localhost:8000/v1"]}`',
     "train": "for example `train: {steps: 200}`",
+    "train.formats": "for example `formats: {zero-shot-rationale: 2, few-shot-rationale: 1}`",
     "evaluate": "for example `evaluate: {max_tokens: 256}`",
     "filter": "for example `filter: {max_per_question: 4}`",
     "report": "for example `report: {examples: 6}`",
@@ -305,8 +307,8 @@ def _error_of_validation(
     found = "" if hidden else json.dumps(error["input"], ensure_ascii=False, default=str)
     if error["type"] in _CONTAINER_HINTS:
         expected, hint = _CONTAINER_HINTS[error["type"]]
-        if error["type"] != "list_type" and 0 < len(keys) < 3:
-            hint = _SECTION_EXAMPLES.get(keys[0]) or hint
+        if error["type"] != "list_type":
+            hint = _SECTION_EXAMPLES.get(dotted) or hint
         return _fault("E-recipe-type", f"{dotted} must be {expected}", location, found, hint)
     hints = dict.fromkeys(_value_hint(other, dotted) for other in fault.errors() if _error_keys(other) == keys)
     message = f"{dotted}: {error['msg']}" if dotted else error["msg"]
@@ -374,13 +376,15 @@ def _suggest_key(keys: tuple[str, ...]) -> str:
         keys[:-1]
     ):  # before a similar name, because beta does not mean betas
         return f"did you mean {synonym}?"
+    elsewhere = [".".join(key) for key in known if key[-1] == keys[-1]]
+    if len(keys) == 1 and elsewhere:  # a key of a section, such as steps, and not a similar section, such as sets
+        return f"did you mean {elsewhere[0]}?"
     for cutoff in (0.85, 0.6):
         near = difflib.get_close_matches(keys[-1], [key[-1] for key in siblings], 1, cutoff)
         if near:
             return f"did you mean {'.'.join((*keys[:-1], near[0]))}?"
         if synonym:  # before the looser match below, because lr does not mean lora
             return synonym.removeprefix("= ") if synonym.startswith("=") else f"did you mean {synonym}?"
-    elsewhere = [".".join(key) for key in known if key[-1] == keys[-1]]
     nearby = [key for key in elsewhere if len(keys) == 1 or key.startswith(f"{keys[0]}.")]
     if nearby:
         return f"did you mean {nearby[0]}?"

@@ -107,8 +107,9 @@ class ServerSection(Section):
         if value is not None and (not VARIABLE_NAME.fullmatch(value) or _looks_like_key(value)):
             refuse(
                 "E-recipe-key-variable",
-                "this is not the name of an environment variable (capitals, digits, _). Write the NAME of the variable "
-                "that contains the key, such as OPENAI_API_KEY. If you pasted the key itself, remove it from the recipe",
+                "this is not the name of an environment variable (capitals, digits, _)",
+                hint="write the NAME of the variable that contains the key, such as OPENAI_API_KEY. If you pasted the key "
+                "itself, remove it from the recipe",
             )
         return value
 

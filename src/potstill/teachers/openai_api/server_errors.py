@@ -126,9 +126,12 @@ def hint_for(message: str) -> str:
 
 
 _GENERAL_HINT: Final = "check that the server runs, and check teacher.server.urls"
+_KEY_HINT: Final = (
+    "check the key in the environment variable whose NAME is in teacher.server.key (not set: no key is sent)"
+)
 _HINTS: Final = {
-    "HTTP 401": "check the key that teacher.server.key names",
-    "HTTP 403": "check the key that teacher.server.key names",
+    "HTTP 401": _KEY_HINT,
+    "HTTP 403": _KEY_HINT,
     "HTTP 404": "check teacher.server.urls (they end in /v1), teacher.server.api and the name in teacher.model",
     "an event stream": "use a server or a setting that answers in one piece; the request contains stream: false",
     "a web page": "check teacher.server.urls (they end in /v1); a proxy or a login page may answer instead of the server",
