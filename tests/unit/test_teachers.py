@@ -540,6 +540,13 @@ def test_no_solution_at_all_stops_sampling() -> None:
         teachers.from_recipe(recipe).sample([unsolved])
 
 
+def test_bare_answers_are_chains_if_the_recipe_says_so() -> None:
+    recipe = parse_recipe("name: a\nteacher: {kind: human, unsolved: answer}", "a.yaml")
+    [chains] = teachers.from_recipe(recipe).sample([question("1", rationale="so"), question("2")])
+    assert [chain.text.partition("The answer is")[0] for chain in chains] == ["so\n", ""]
+    assert teachers.from_recipe(recipe).count_chains([question("2")]) == 1
+
+
 def test_a_teacher_without_a_recipe(tmp_path: Path) -> None:
     solver().student.save(tmp_path)
     teacher = teachers.local(str(tmp_path), samples=2, max_tokens=20, top_logprobs=1)

@@ -18,7 +18,7 @@ import typer
 
 import potstill
 from potstill import progress
-from potstill.cli import stage_commands
+from potstill.cli import init, stage_commands
 from potstill.errors import UserError
 
 app = typer.Typer(
@@ -97,6 +97,9 @@ def run_command(
 
         only_evaluates = stages.recipe_stages(loaded) == stages.EVALUATION_STAGES
         (results.print_scores if only_evaluates else results.print_summary)(run_dir)
+
+
+init.add_init_command(app)
 
 
 @app.command("demo", epilog="Example: potstill demo")

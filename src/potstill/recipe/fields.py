@@ -150,7 +150,7 @@ class CustomSet(Section):
             refuse("E-recipe-labels", "labels needs at least two names, which differ in more than upper and lower case")
         if any("\n" in label or len(label) > 200 for label in labels):
             refuse("E-recipe-labels", "a label is one line of at most 200 characters")
-        if self.task is not None or {"task", "choices"} & set(self.fields):
+        if self.task is not None or "choices" in self.fields:
             refuse("E-recipe-labels-task", "a set with labels is graded by its labels: remove task and fields.choices")
 
 

@@ -254,9 +254,10 @@ class TeacherSection(Section):
         "default message.",
     )
     samples: Positive = Field(default=1, description="Number of chains per question.")
-    unsolved: Literal["stop", "skip"] = Field(
+    unsolved: Literal["stop", "skip", "answer"] = Field(
         default="stop",
-        description="Action, for human, if a training question has no solution: stop the run, or skip the question.",
+        description="Action, for human, if a training question has no solution: stop the run, skip the question, or learn "
+        "the bare answer.",
     )
     enough: Positive | None = Field(
         default=None, description="Number of right chains after which openai stops asking a question."

@@ -230,7 +230,7 @@ class Teacher(Protocol):
         """Recipe keys that may change during a run, because no chain depends on them."""
         keys = {*recipes.flatten_keys(self.recipe, "teacher.budget"), "teacher.none_right_limit", "teacher.chat"}
         keys |= {f"teacher.vllm.{name}" for name in recipes.VllmSection.FREE}  # teacher.chat: see LocalModel.inputs
-        keys |= set() if self.recipe.teacher.unsolved == "skip" else {"teacher.unsolved"}
+        keys |= set() if self.recipe.teacher.unsolved != "stop" else {"teacher.unsolved"}
         return keys | set(recipes.flatten_keys(self.recipe, "teacher.enough", "teacher.server"))
 
     # --- Checks and forecasts before a run

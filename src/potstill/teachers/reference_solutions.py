@@ -35,14 +35,17 @@ class ReferenceSolutions(TextTeacher):
         Raises UserError before the first batch, as `check_questions` does.
         """
         self.check_questions(questions)
-        solved = [question for question in questions if question.rationale]
+        bare = self.recipe.teacher.unsolved == "answer"
+        solved = [question for question in questions if bare or question.rationale]
         return (
             [self._build_chain(question) for question in solved[start : start + BATCH_SIZE]]
             for start in range(0, len(solved), BATCH_SIZE)
         )
 
     def check_questions(self, questions: Sequence[Question]) -> None:
-        """Raise UserError if a question has no solution and `teacher.unsolved` is `stop`, or if no question has one."""
+        """Raise UserError if a question has no solution and `teacher.unsolved` is `stop`; or with `skip`, if none has one."""
+        if self.recipe.teacher.unsolved == "answer":
+            return
         missing = [question.id for question in questions if not question.rationale]
         if missing and (self.recipe.teacher.unsolved == "stop" or len(missing) == len(questions)):
             skip = ", set teacher.unsolved: skip," if len(missing) < len(questions) else ""
@@ -52,7 +55,7 @@ class ReferenceSolutions(TextTeacher):
                 where="teacher",
                 found=f"the first one is {missing[0]}",
                 hint="give every training question a rationale (sets.NAME.fields names its field)"
-                f"{skip} or use another teacher",
+                f"{skip} use another teacher, or train on bare answers with teacher.unsolved: answer",
             )
 
     def _build_chain(self, question: Question) -> Chain:
@@ -60,14 +63,16 @@ class ReferenceSolutions(TextTeacher):
         return Chain.from_text(question.id, 0, text, source=self.source)
 
     def count_chains(self, questions: Sequence[Question]) -> int | None:
-        return sum(bool(question.rationale) for question in questions) or None
+        bare = self.recipe.teacher.unsolved == "answer"
+        return sum(bare or bool(question.rationale) for question in questions) or None
 
     def forecast(self, questions: Sequence[Question]) -> list[str]:
         missing = [question.id for question in questions if not question.rationale]
         count = len(questions) - len(missing)
         lines = [f"teacher           human: {count} solutions of the sets, without log-probabilities"]
         if missing:
-            skipped = " and are skipped" if self.recipe.teacher.unsolved == "skip" else ""
+            done = {"stop": "", "skip": " and are skipped", "answer": ": the student learns their bare answers"}
+            skipped = done[self.recipe.teacher.unsolved]
             lines.append(f"  missing         {len(missing)} of {len(questions)} questions have no solution{skipped}")
         return lines
 
