@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from potstill import models, training
+from potstill import models, process, training
 from potstill.recipe import Recipe, parse_recipe
 from potstill.report import collect, figures
 from potstill.report.html import render_times
@@ -70,3 +71,14 @@ def test_the_recipe_refuses_a_peak_of_nothing(world: Path) -> None:
 
     with pytest.raises(UserError, match=r"train\.peak"):
         parse_recipe(tiny.RECIPE, "tiny.yaml", [f"data={world}", "train.peak_flops=0"])
+
+
+def test_a_run_limits_the_kernels_that_onednn_keeps(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default it keeps 1,024, a set for every number of tokens. A value of the user is kept."""
+    name, value = process.KERNEL_CACHE
+    for before in (None, "7"):
+        monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
+        tiny.make(world, tmp_path / f"run-{before}", until="collect")
+        assert os.environ[name] == (before or value)

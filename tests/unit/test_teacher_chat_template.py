@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from chat_model import save_chat_model
-from potstill import dry_run, inference, models, teachers
+from potstill import dry_run, inference, models, prompts, teachers
 from potstill.errors import UserError
 from potstill.recipe import Recipe, parse_recipe
 from potstill.records import Question
@@ -93,3 +93,15 @@ def test_the_plan_says_that_the_teacher_is_asked_in_its_template(world: Path, tm
     for model, said in (("teacher", False), ("chatty", True)):
         text = dry_run.describe_run(tiny.recipe(tmp_path / "here", f"teacher.model={model}"))
         assert ("in the model's chat template (plain prompts: teacher.chat: false" in text) == said
+
+
+def test_a_student_as_the_teacher_is_asked_with_the_prompt_of_its_training(tuned: Path) -> None:
+    """In plain text and in the chat template, with a scorer, and after a text of demonstrations."""
+    trained = prompts.build_prompt(QUESTIONS[0].text, prompts.FORMATS["zero-shot-rationale"])
+    for kind in ("local", "human"):
+        recipe = asked(tuned, "teacher.prompt_style=student", kind=kind)
+        assert protocol.load_prompt_builder(recipe)(QUESTIONS[0]) == trained
+        assert protocol.load_prompt_builder(asked(tuned, kind=kind))(QUESTIONS[0]) != trained
+    with pytest.raises(UserError) as fault:
+        parse_recipe("name: x", "x.yaml", ["teacher={kind: human, prompt_style: student}"])
+    assert "E-recipe-teacher-key" in str(fault.value)

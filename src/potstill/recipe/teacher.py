@@ -180,7 +180,16 @@ class Kind:
     required: tuple[str, ...] = ()
 
 
-_GENERATION: Final = ("model", "prompt", "samples", "none_right_limit", "temperature", "max_tokens", "top_logprobs")
+_GENERATION: Final = (
+    "model",
+    "prompt",
+    "prompt_style",
+    "samples",
+    "none_right_limit",
+    "temperature",
+    "max_tokens",
+    "top_logprobs",
+)
 _CHAT: Final = ("chat", "chat_template_kwargs", "system_prompt")
 _IN_PROCESS: Final = (*_GENERATION, *_CHAT, "revision", "batch_tokens", "trust_remote_code")
 
@@ -196,8 +205,8 @@ KINDS: Final[dict[str, Kind]] = {
 }
 # Kind of `teacher.score` -> keys that the scorer reads, besides the keys of its own section.
 SCORER_READS: Final[dict[str, tuple[str, ...]]] = {
-    "local": (*_CHAT, "prompt", "top_logprobs", "batch_tokens", "trust_remote_code"),
-    "openai": ("prompt", "top_logprobs", "server"),
+    "local": (*_CHAT, "prompt", "prompt_style", "top_logprobs", "batch_tokens", "trust_remote_code"),
+    "openai": ("prompt", "prompt_style", "top_logprobs", "server"),
 }
 INPUT_FILE: Final[dict[str, Any]] = {
     "format": "path"
@@ -238,6 +247,11 @@ class TeacherSection(Section):
     )
     prompt: str | None = Field(
         default=None, description="Text file of demonstrations for the prompt.", json_schema_extra=INPUT_FILE
+    )
+    prompt_style: Literal["teacher", "student"] = Field(
+        default="teacher",
+        description="Form of the prompt: teacher writes `Question: ...`; student writes the zero-shot prompt with which "
+        "students are trained, for a teacher that is a student of another run.",
     )
     chat: Literal["auto"] | bool = Field(
         default="auto",

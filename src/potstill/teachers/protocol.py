@@ -21,7 +21,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from potstill import prompts, storage
 from potstill import recipe as recipes
@@ -380,17 +380,21 @@ def _digest_input(path: Path) -> str:
     return storage.file_digest(path) if is_large_file else storage.folder_fingerprint(path)
 
 
+STYLES: Final = {"teacher": prompts.TEACHER_STYLE, "student": prompts.PAPER_STYLE}  # by teacher.prompt_style
+
+
 def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
     """The prompt builder of a recipe's teacher. The text of `teacher.prompt`, if any, precedes each question.
 
     Raises UserError if the file does not exist or is not UTF-8.
     """
-    instructions = labels.instructions(recipe)
+    instructions, style = labels.instructions(recipe), STYLES[recipe.teacher.prompt_style]
     if recipe.teacher.prompt is None:
-        return make_prompt_builder(instructions=instructions)
+        return make_prompt_builder(style=style, instructions=instructions)
     path = recipes.find_path(recipe, recipe.teacher.prompt, "teacher.prompt")
     try:
-        return make_prompt_builder(prefix=storage.read_bytes(path).decode("utf-8"), instructions=instructions)
+        prefix = storage.read_bytes(path).decode("utf-8")
+        return make_prompt_builder(style=style, prefix=prefix, instructions=instructions)
     except UnicodeDecodeError as error:
         raise UserError(
             "the file is not UTF-8 text",
