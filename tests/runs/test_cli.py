@@ -431,6 +431,16 @@ def test_compare_prints_paired_differences_and_writes_what_changed(
     for line in out.read_text().splitlines():
         row = json.loads(line)
         assert (row["first"]["grade"] == "right") != (row["second"]["grade"] == "right")
+    page = tmp_path / "page.html"
+    result = said("compare", f"{finished}@0", f"{finished}@2", f"{finished}@4", "--page", page)
+    assert result.returncode == 0, result.stderr
+    html = page.read_text("utf-8")
+    assert html.count('<th scope="col"><bdi>run step ') == 3 * html.count("<table"), (
+        "one column per model in every table"
+    )
+    assert f"potstill compare {finished}@0 {finished}@2 {finished}@4 --page {page}" in html
+    result = said("compare", finished, finished, finished)
+    assert result.returncode == 2 and "E-cli-compare-more" in result.stderr
     same = said("compare", finished, finished, columns=160)
     assert same.returncode == 0 and " 0.0 " in same.stdout
     for wrong, message in ((f"{finished}@3", "E-cli-compare-unevaluated"), ("nowhere", "E-run-not-a-run")):

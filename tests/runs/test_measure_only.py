@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import tiny
 from potstill import grading, inference, progress, runner, stages, storage
+from potstill.cli import show
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.export import lm_eval
@@ -36,9 +38,19 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     changes = (*MEASURED, f"evaluate.cache={tmp_path / 'answers'}")
     recipe = tiny.recipe(world, *changes)
     first = runner.run(recipe, run_dir=tmp_path / "first")
-    assert sorted(path.name for path in first.iterdir() if path.is_dir()) == ["collect", "test"]
+    assert sorted(path.name for path in first.iterdir() if path.is_dir()) == ["collect", "report", "test"]
     scores = checkpoint.read_scores(first / "test", BASE)
     assert {score.set for score in scores} == set(tiny.SETS) and all(score.n > 0 for score in scores)
+    page = (first / "report" / "index.html").read_text("utf-8")
+    assert "The model was evaluated, and not trained." in page and "<h2>Accuracy</h2>" in page
+    assert (
+        page.count('class="card ') == 3
+        and "points</small>" not in page
+        and "Omitted: the run has no chains" not in page
+    )
+    keys = re.findall(r"--prediction (\S+)</bdi>", page)
+    assert keys and not (first / "student").exists()
+    show.print_predictions(first, keys[0])  # the command that the page names
     with pytest.raises(UserError, match=r"train: (.|\n)*E-run-unknown-stage"):
         runner.run(recipe, run_dir=tmp_path / "first", redo="train")
 
@@ -141,7 +153,7 @@ def test_what_is_remembered_depends_on_prompt_decoding_and_draw(tmp_path: Path) 
 
 def test_a_recipe_without_teacher_says_what_it_measures() -> None:
     recipe = parse_recipe("name: m\nteacher: {kind: none}\nstudent: folder\nquestions: {train: []}\n", "m.yaml")
-    assert recipe.student.model == "folder" and stages.recipe_stages(recipe) == ("collect", "test")
+    assert recipe.student.model == "folder" and stages.recipe_stages(recipe) == ("collect", "test", "report")
     nothing = "questions: {in_distribution: [], out_of_distribution: [], generic: []}"
     text = f"name: m\nteacher: {{kind: none}}\nstudent: f\n{nothing}\n"
     with pytest.raises(UserError, match="E-recipe-no-evaluation-set"):

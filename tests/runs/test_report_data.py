@@ -12,6 +12,7 @@ import tiny
 from potstill import storage
 from potstill.errors import UserError
 from potstill.report import collect, summary
+from potstill.storage import parquet
 
 ANSWERS = (
     "name=answers", "teacher={kind: human}", "train.formats={zero-shot-answer: 1}",
@@ -112,9 +113,20 @@ def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
     assert sum(source.grades.values()) == source.chains == counted["sample", "chains"]
     assert sum(right * n for right, n in source.right_counts.items()) == source.grades.get("right", 0)
     assert source.kept + sum(source.dropped.values()) == source.grades.get("right", 0)
-    assert sum(report.outcomes.values()) == sum(
-        s.n for s in report.validation if s.checkpoint.step == 0 and "answer" not in s.format
-    )
+    asked = {s.set: s.n for s in report.validation if s.checkpoint.step == 0 and "answer" not in s.format}
+    assert {name: sum(counts.values()) for name, counts in report.outcomes.items()} == asked
+    assert [kinds for _, kinds in report.kind_losses] == [row["kinds"] for row in metrics]
+    [teacher] = report.calibrations
+    several = [n for question in own_samples(own / "tiny") if (n := len(question)) > 1]
+    assert (teacher.who, sum(row.n for row in teacher.bins)) == ("teacher", len(several)) and teacher.entropy
+
+
+def own_samples(run_dir: Path) -> list[list[str]]:
+    """The chains of each training question that was sampled."""
+    by_question: dict[str, list[str]] = {}
+    for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet"):
+        by_question.setdefault(chain.question, []).append(chain.text)
+    return list(by_question.values())
 
 
 def test_time_is_beside_the_page_and_in_no_manifest(data: Path, own: Path) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--hide-scrollbars")
-WIDTHS = {"phone": 375, "desktop": 1280}
+WIDTHS = {"phone": 390, "desktop": 1280}
 
 
 def path() -> str | None:

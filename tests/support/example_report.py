@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from potstill.records import END, Chain, Checkpoint, Choice, Prediction, Question, Score, Verdict
+from potstill.records import END, Chain, Checkpoint, Choice, Prediction, Question, Score, TargetKind, Verdict
 from potstill.report.model import (
     AlignmentSummary,
+    Calibration,
     Comparison,
+    ConfidenceBin,
     ControlRun,
     Cost,
     Interval,
@@ -17,6 +19,7 @@ from potstill.report.model import (
     ReportExample,
     SetGroup,
     SourceSummary,
+    TaskScore,
 )
 
 HOSTILE = [
@@ -37,6 +40,7 @@ GROUPS: dict[str, SetGroup] = {
     "svamp": "out-of-distribution",
     "bbh": "generic",
 }
+KIND_SIZES: dict[TargetKind, float] = {"same": 3.0, "merged": 2.0, "split": 1.9, "hard": 0.5, "end": 0.001}
 STEPS = (0, 100, 200, 300, 400, 500, 600)
 SHARES = {
     "gsm8k": (0.06, 0.17, 0.24, 0.29, 0.33, 0.35, 0.36),
@@ -166,6 +170,23 @@ def example() -> ReportData:
             for step, share in zip(STEPS, shares, strict=True)
         ),
         losses=tuple((step, 0.5 + 2.5 * math.exp(-step / 80) + 0.08 * math.sin(step * 1.7)) for step in range(1, 601)),
+        kind_losses=tuple(
+            (step, {kind: size * math.exp(-step / 200) + size / 9 for kind, size in KIND_SIZES.items()})
+            for step in range(1, 601)
+        ),
+        tasks=tuple(
+            TaskScore("bbh", f"bbh/{task}", format, "answer" not in format, 250, base, chosen)
+            for format, less in (("zero-shot-answer", 20), ("zero-shot-rationale", 0))
+            for task, base, chosen in (("navigate", 120 - less, 50), ("date_understanding", 60, 61), ("snarks", 90, 0))
+        ),
+        calibrations=(
+            Calibration(
+                *("teacher", "local:teacher"),
+                (ConfidenceBin(0.2, 0.4, 900, 0.31, 240), ConfidenceBin(0.8, 1.0, 6373, 0.97, 6100)),
+                *(0.02, 0.31, 0.254),
+            ),
+            Calibration("chosen", "gsm8k", (ConfidenceBin(0.4, 0.6, 1319, 0.5, 435),), 0.17, 0.9),
+        ),
         sources=(
             SourceSummary(
                 "local:teacher",
@@ -206,12 +227,19 @@ def example() -> ReportData:
         costs=(
             Cost("sample", "chains", 29092),
             Cost("sample", "tokens written by the teacher", 3_812_004),
+            Cost("sample", "requests to the teacher's server", 7273),
+            Cost("sample", "money, in the currency of teacher.budget.prices", 3.25),
             Cost("train", "steps", 600),
             Cost("train", "tokens read", 21_004_112),
             Cost("test", "answers on test", 25_340),
         ),
         figure_chain=ReportExample(train, chains[:1]),
-        outcomes={"won": 410, "lost": 230, "still wrong": 1500, "still right": 360},
+        outcomes={
+            name: {"won": 100, "lost": 200, "still wrong": 100, "still right": 100}
+            if name == "bbh"
+            else {"won": 75 + at, "lost": 10, "still wrong": 350, "still right": 65 - at}
+            for at, name in enumerate(GROUPS)
+        },
         examples=(
             ReportExample(train, chains, prompt="Question: " + text + "\nLet's think step by step"),
             ReportExample(won, (), prediction(won, WRONG), prediction(won, RIGHT), "Q: " + text),
@@ -238,6 +266,7 @@ def hostile(text: str) -> ReportData:
     assert full.choice and full.alignment
     return replace(
         full,
+        outcomes={renamed.get(name, name): counts for name, counts in full.outcomes.items()},
         name=text,
         student=text,
         teacher=text,
@@ -253,6 +282,8 @@ def hostile(text: str) -> ReportData:
             for each in full.comparisons
         ),
         validation=tuple(replace(each, set=renamed.get(each.set, each.set)) for each in full.validation),
+        tasks=tuple(replace(row, task=text, format=text) for row in full.tasks[:1]),
+        calibrations=tuple(replace(row, of=text) for row in full.calibrations),
         sources=(replace(full.sources[0], name=text, dropped={text: 3}),),
         alignment=replace(full.alignment, tokenizer=text, rule=text, unknown={text: 3}, rewrites={text: text}),
         figure_chain=ReportExample(asked, ((drawn, Verdict("right", text)),)),

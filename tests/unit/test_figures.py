@@ -20,7 +20,7 @@ from potstill.report.model import Interval, ReportData
 from potstill.report.summary import CheckpointScores, scores_by_checkpoint
 
 SVG = "{http://www.w3.org/2000/svg}"
-NAMES = {"before-after", "tradeoff", "accuracy", "loss", "probabilities", "candidates"}
+NAMES = {"before-after", "tradeoff", "accuracy", "loss", "loss-kinds", "probabilities", "candidates"}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,25 @@ def test_tradeoff_labels_every_checkpoint_and_marks_the_chosen(drawn: dict[str, 
     for step in ("step 0", "100", "200", "300", "400, chosen", "500", "600"):
         assert found.count(step) == 2, step  # once in each panel
     assert "in-distribution accuracy" in found and "out-of-distribution accuracy" in found
+
+
+def test_points_at_zero_are_whole() -> None:
+    """A marker at 0 % lies half outside the axes: nothing may clip it."""
+    full = example()
+    zero = tuple(replace(score, accuracy=0.0, low=0.0, high=0.01) for score in full.validation)
+    for name, markers in (("tradeoff", 14), ("accuracy", 35)):
+        svg = figures.draw_figures(replace(full, validation=zero))[name]
+        groups = [group for group in xml.fromstring(svg).iter(SVG + "g") if "clip-path" in group.attrib]
+        clipped = [each for group in groups for each in group.iter(SVG + "use")]
+        assert not clipped and svg.count("<use") >= markers, name
+
+
+def test_kinds_of_positions_are_drawn_on_a_logarithmic_axis(drawn: dict[str, str]) -> None:
+    found = texts(drawn["loss-kinds"])
+    assert {"same", "merged", "split", "hard", "end"} <= set(found) and "mixed" not in found
+    assert {"0.001", "0.01", "0.1", "1"} <= set(found), "a decade has a label"
+    rows = [(step, "same", 0.0 if step % 2 else math.inf) for step in range(8)] + [(1, "end", 0.5), (2, "end", 0.25)]
+    assert "same" not in texts(figures.draw_kind_losses(rows, None, width=380))
 
 
 def test_before_after_says_the_change_of_every_set(drawn: dict[str, str]) -> None:

@@ -1,8 +1,10 @@
-"""The report page: its content, one file without a script, and texts that stay texts."""
+"""The report page: its content, one file with one known script, and texts that stay texts."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import re
 from dataclasses import replace
@@ -15,11 +17,12 @@ from hypothesis import strategies as some
 from example_report import GROUPS, HOSTILE, example, hostile, score
 from potstill.errors import escape_hidden
 from potstill.records import BASE, Checkpoint, Choice
-from potstill.report import csv_tables, figures, html
+from potstill.report import csv_tables, figures, html, question_views, sentences
 from potstill.report.csv_tables import FORMULA_PREFIXES, build_tables, to_csv
 from potstill.report.figures import draw_figures
-from potstill.report.html import render_report, render_times, summary_sentence
-from potstill.report.model import Comparison, Interval, ReportData
+from potstill.report.html import render_report, render_times
+from potstill.report.model import Comparison, Interval, ReportData, ReportExample
+from potstill.report.sentences import headline_sentence, summary_sentence
 from potstill.report.summary import mean_interval
 
 SECTIONS = [id for id, _ in html.SECTIONS]
@@ -49,7 +52,7 @@ class Reader(HTMLParser):
         assert self.opened and self.opened.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data: str) -> None:
-        if self.opened[-1:] != ["style"]:
+        if self.opened[-1:] not in (["style"], ["script"]):
             self.texts.append(data)
 
     @property
@@ -95,6 +98,49 @@ def test_the_run_in_one_sentence() -> None:
     )
 
 
+def test_what_was_taught_and_what_was_lost_in_one_line() -> None:
+    full = example()
+    assert headline_sentence(full) == (
+        "Taught: chains of teacher. Gained: 27.0 points in-distribution, 24.7 out-of-distribution."
+        " Lost: 22.0 points on generic tasks."
+    )
+    unsure = tuple(replace(row, difference=Interval(0.01, -0.02, 0.04)) for row in full.comparisons)
+    assert headline_sentence(replace(full, comparisons=unsure, training="")) == (
+        "No clear change: in-distribution, out-of-distribution, on generic tasks."
+    )
+    assert headline_sentence(replace(full, comparisons=())) == ""
+
+
+def test_a_loss_looks_like_a_loss(html: str, reader: Reader) -> None:
+    cards = [each["class"] for tag, each in reader.elements if each.get("class", "").startswith("card ")]  # type: ignore[union-attr]
+    assert cards == ["card in-distribution gained", "card out-of-distribution gained", "card generic lost"]
+    changes = [
+        " ".join(re.sub("<[^>]*>", " ", each).split()) for each in re.findall(r'<p class="change">.*?</p>', html)
+    ]
+    assert changes == ["▲ +27.0 points gained", "▲ +24.7 points gained", "▼ −22.0 points lost"]
+    assert html.index('class="cards"') < html.index("accuracy on the test split went"), "the long sentence is below"
+    for meaning in sentences.GROUP_MEANINGS.values():
+        assert reader.text.count(meaning) == 3, "in the card, in the table of students and in the table of outcomes"
+
+
+def test_every_question_has_its_key_an_anchor_and_a_command(html: str, reader: Reader) -> None:
+    anchors = [each["id"] for tag, each in reader.elements if "question" in (each.get("class") or "").split()]
+    assert anchors == ["q-gsm8k-1", "q-svamp-2", "q-bbh-3", "q-asdiv-4"]
+    links = reader.values("href")
+    for anchor, each in zip(anchors, example().examples, strict=True):
+        assert f"#{anchor}" in links and reader.text.count(each.question.id) >= 2
+    assert "potstill show runs/example --chain 'gsm8k/1#0'" in reader.text
+    assert "potstill show runs/example --prediction bbh/3" in reader.text
+
+
+def test_equal_ids_get_different_anchors() -> None:
+    full = example()
+    odd = [replace(full.examples[0].question, id=id) for id in ("a b", "a/b", "a_b")]
+    views = question_views.view_questions(replace(full, examples=tuple(ReportExample(each) for each in odd)))
+    assert [view.anchor for view in views] == ["q-a-b", "q-a-b_2", "q-a-b_3"]
+    assert views[0].command == "potstill show runs/example --prediction 'a b'"
+
+
 def test_what_must_be_said_is_said(reader: Reader) -> None:
     said = reader.text.replace("\xa0", " ")
     for expected in (
@@ -106,17 +152,25 @@ def test_what_must_be_said_is_said(reader: Reader) -> None:
         "chosen, tied",
         "learning_rate: 5.0e-4",
         "✓ right: 27",
+        "task answer only zero-shot-answer chain of thought zero-shot-rationale",
+        "bbh/navigate 40.0 % → 20.0 %, n 250 48.0 % → 20.0 %, n 250",
+        "money, in the currency of teacher.budget.prices 3.2500",
+        "potstill run runs/example/recipe.yaml --redo report",
+        "potstill run runs/example-answers/recipe.yaml",
     ):
         assert expected in said, expected
 
 
-def test_one_file_without_script(html: str, reader: Reader) -> None:
+def test_one_file_with_one_script(html: str, reader: Reader) -> None:
     policy = [
         element["content"] for tag, element in reader.elements if element.get("http-equiv") == "Content-Security-Policy"
     ]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"]
+    [script] = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == [
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    ]
     assert not {tag for tag, _ in reader.elements} & {
-        "script",
         "img",
         "link",
         "iframe",
@@ -144,6 +198,7 @@ def test_hostile_texts_stay_texts(text: str, html: str) -> None:
     found, plain = Reader(written), Reader(html)
     assert found.opened == []
     assert {tag for tag, _ in found.elements} <= {tag for tag, _ in plain.elements}
+    assert [tag for tag, _ in found.elements].count("script") == 1
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
     links = {link for link in found.values("href") if not link.startswith("#")}
     assert links <= {f"{name}.csv" for name in build_tables(data)} | set(render_times(data, ()))
@@ -158,7 +213,7 @@ def test_any_text_stays_text(text: str) -> None:
     data = replace(full, name=text, notes=(text,), recipe=text, validation=(), comparisons=(), losses=(), choice=None)
     html = render_report(data, {})
     found = Reader(html)
-    assert found.opened == [] and "script" not in {tag for tag, _ in found.elements}
+    assert found.opened == [] and [tag for tag, _ in found.elements].count("script") == 1
     assert escape_hidden(html) == html
     html.encode("utf-8")
 
@@ -172,7 +227,8 @@ def test_empty_pieces_say_why() -> None:
     html, reader = built(ReportData("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
     assert build_tables(ReportData("empty", student="s", teacher="t", groups={}, recipe="")) == {}
     assert [element["id"] for tag, element in reader.elements if tag == "section"] == SECTIONS
-    assert reader.text.count("Omitted: ") == 9
+    assert reader.text.count("Omitted: ") == 10
+    assert "<script" not in html and "script-src" not in html
     assert "<table" not in html and "<figure" not in html and ".csv" not in html.split("</style>")[1]
 
 
@@ -187,7 +243,7 @@ def test_the_untrained_student_may_be_the_choice() -> None:
     html, reader = built(data)
     assert summary_sentence(data).startswith("The rule chose step 0, the student before training. Its accuracy")
     assert "there is one checkpoint and nothing to compare" in reader.text
-    assert 'class="cards"' not in html
+    assert "card in-distribution level" in html and "points</small>" not in html, "a level, and no change"
 
 
 def test_without_generic_sets_the_tradeoff_is_left_out() -> None:
@@ -199,6 +255,7 @@ def test_without_generic_sets_the_tradeoff_is_left_out() -> None:
         validation=tuple(each for each in full.validation if each.set in keep),
         comparisons=tuple(each for each in full.comparisons if each.chosen.set in keep),
         controls=(),
+        outcomes={name: counts for name, counts in full.outcomes.items() if name in keep},
     )
     _, reader = built(data)
     assert "Omitted: this figure needs validation scores of a generic set and a specialized set" in reader.text
@@ -217,8 +274,8 @@ def read(text: str) -> list[dict[str, str]]:
 def test_tables_hold_the_numbers() -> None:
     made = csv_tables.build_tables(example())
     assert list(made) == [
-        "summary", "before-after", "tradeoff", "validation", "loss", "selection", "teacher", "chain", "alignment",
-        "cost", "samples",
+        "summary", "before-after", "tradeoff", "validation", "loss", "loss-kinds", "tasks", "calibration",
+        "selection", "teacher", "chain", "alignment", "cost", "outcomes", "samples",
     ]  # fmt: skip
     rows = read(made["before-after"])
     assert len(rows) == 2 * len(example().comparisons) + 2 * len(GROUPS)

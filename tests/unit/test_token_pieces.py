@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from potstill.records import END, Chain
-from potstill.report.html import SHADE_BOUNDS, split_into_pieces
+from potstill.report.question_views import SHADE_BOUNDS, split_into_pieces
 
 token = some.one_of(some.binary(min_size=1, max_size=4), some.text(min_size=1, max_size=3).map(lambda t: t.encode()))
 

@@ -63,7 +63,7 @@ FILES: Final = {
     "select/choice.json": "The selected step, the rule, the value of each checkpoint, and the steps whose difference from"
     " the best may be chance.",
     "repair/metrics.jsonl": "One row for each step, as in `train/metrics.jsonl`.",
-    "report/index.html": "The page: one file without a script.",
+    "report/index.html": "The page: one file that loads nothing. Its only script searches the questions.",
     "report/time.html": "Seconds and memory of each stage. No digest covers it.",
     "report/summary.csv": "Base, selected student and controls on test, with paired intervals.",
     "report/before-after.csv": "Every set, format and decoding on test, for the base and the selected student.",
@@ -71,6 +71,10 @@ FILES: Final = {
     "report/selection.csv": "The value by which the checkpoint was selected.",
     "report/tradeoff.csv": "The mean accuracy of each group of sets at each checkpoint.",
     "report/loss.csv": "The training loss at each step.",
+    "report/loss-kinds.csv": "The training loss at each step, by kind of position.",
+    "report/tasks.csv": "Right answers on test by task and format, of the base and the selected student.",
+    "report/calibration.csv": "Questions by the share of samples that agree, and how often they are right.",
+    "report/outcomes.csv": "Validation questions of each set that were won, lost, or stayed as they were.",
     "report/teacher.csv": "Counts of the teacher's chains.",
     "report/alignment.csv": "Positions and kept probability by kind of position.",
     "report/cost.csv": "The numbers of chains, tokens, positions and answers.",
@@ -96,6 +100,8 @@ FILES: Final = {
 SOMETIMES: Final = {
     "ANSWERS/texts.json": "Only on test with `evaluate.texts`. ",
     "report/texts.csv": "Only with `evaluate.texts`. ",
+    "report/tasks.csv": "Only with a set of several tasks, such as BBH. ",
+    "report/calibration.csv": "Only if the teacher or the students were sampled several times. ",
     "spent-NAME.jsonl": "Only with a paid server. ",
     "MODEL/chat_template.jinja": "Only with a decoder-only student. ",
     "tracked/": "Only after `potstill track`. ",

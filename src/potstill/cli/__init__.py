@@ -385,6 +385,10 @@ def compare_command(
         str, typer.Argument(metavar="RUN[@STEP]", help="A run, or one of its checkpoints.", show_default=False)
     ],
     second: Annotated[str, typer.Argument(metavar="RUN[@STEP]", help="Another run or checkpoint.", show_default=False)],
+    more: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="RUN[@STEP]", help="More of them, with --page.", show_default=False),
+    ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -393,12 +397,21 @@ def compare_command(
             show_default=False,
         ),
     ] = None,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="PAGE.html", help="Output file for a page about two or more.", show_default=False),
+    ] = None,
     as_json: PrintsJson = False,
 ) -> None:
     """Compare two runs on the same questions, with paired intervals."""
     from potstill.cli import compare
 
-    compare.compare_runs(first, second, out, as_json=as_json)
+    if more and (page is None or out is not None or as_json):
+        compare.refuse_more(more)
+    if page is not None:
+        compare.write_page([first, second, *(more or ())], page)
+    if not more:
+        compare.compare_runs(first, second, out, as_json=as_json)
 
 
 @app.command("track", epilog="Example: potstill track runs/demo --to tensorboard --follow")

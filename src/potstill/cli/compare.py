@@ -2,6 +2,7 @@
 
     potstill compare runs/a runs/b            # the chosen checkpoints, on test
     potstill compare runs/a@0 runs/a@500      # two checkpoints, on test if both were tested, otherwise on validation
+    potstill compare runs/a runs/b runs/c --page page.html    # one page for two or more
 
 A difference is the accuracy of the first minus that of the second. Its interval is Newcombe's interval for paired
 proportions. For a set of several tasks, the mean over tasks is also compared, with an interval clustered by task. Both
@@ -16,25 +17,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
 from potstill import progress, storage
 from potstill.cli.tables import plain_text
+from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import intervals
-from potstill.records import BASE, Checkpoint, Prediction
-from potstill.report.model import FIXED_WEIGHTS_NOTE, ONE_SEED_NOTE
+from potstill.records import BASE, Checkpoint, Prediction, Split
+from potstill.report import html, model_comparison
+from potstill.report.example_questions import share_out
+from potstill.report.model import FIXED_WEIGHTS_NOTE, ONE_SEED_NOTE, SET_GROUPS, SetGroup
 from potstill.report.summary import format_points, percent_number
 from potstill.run_reader import open_run
 from potstill.storage import manifest
 
+PAGE_QUESTIONS = 30  # questions that the page shows
 AnswerPair = tuple[Prediction, Prediction]
 
 
@@ -85,9 +91,8 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
 
     Raises UserError if a run or a checkpoint is missing, or if the checkpoints have no question in common.
     """
-    a, b = _open_both(first, second)
-    # For two different trainings, another seed could reverse the result.
-    separate = a.training != b.training and a.run_dir != b.run_dir and bool(a.training or b.training)
+    (a, b), _ = _open_all([first, second])
+    separate = _are_separate(a, b)
     changed: list[dict[str, Any]] = []
     comparisons: list[SetComparison] = []
     console = Console(soft_wrap=True)
@@ -113,6 +118,63 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
     if out is not None:
         storage.write_jsonl(out, changed)
         progress.print_line(f"{len(changed)} questions that only one of them answers right: {out}")
+
+
+def refuse_more(more: Sequence[str]) -> NoReturn:
+    """Raise the UserError for more than two runs without a page."""
+    what = "tables, --json and --out compare two runs"
+    hint = "name two runs, or write a page about all of them: --page PAGE.html"
+    raise UserError(what, code="E-cli-compare-more", where=", ".join(more), hint=hint)
+
+
+def write_page(names: Sequence[str], page: Path) -> None:
+    """Write the page that compares two or more runs or checkpoints with the first of them, on the same questions."""
+    models, split = _open_all(names)
+    shared = sorted(set(models[0].answers).intersection(*(model.answers for model in models[1:])))
+    answers = {name: [model.answers[name] for model in models] for name in shared}
+    sets = [row for name in shared for row in model_comparison.compare_sets(name, answers[name])]
+    first = open_run(models[0].run_dir).recipe.questions
+    groups: dict[str, SetGroup] = {}
+    for group, of_group in zip(
+        SET_GROUPS, (first.in_distribution, first.out_of_distribution, first.generic), strict=True
+    ):
+        for name in of_group:
+            groups.setdefault(name, group)
+    differing = model_comparison.differing_questions(answers[sets[0].answers])
+    questions = {
+        question.id: question
+        for question in run_questions.read_questions(models[0].run_dir, [row.set for row in sets], split)
+    }
+    picked = []
+    for asked, share in zip(
+        differing.values(),
+        share_out(PAGE_QUESTIONS, [len(asked) for asked in differing.values()]),
+        strict=True,
+    ):
+        for question in splits.sample_by_hash([questions[id] for id in asked], share):
+            given = tuple(rows[question.id] for rows in answers[sets[0].answers])
+            picked.append(model_comparison.ComparedQuestion(question, given))
+    given = sum(len(rows) for name in shared for rows in answers[name])
+    common = sum(len(models) * len(model_comparison.common_questions(answers[name])) for name in shared)
+    separate = any(_are_separate(models[0], model) for model in models[1:])
+    comparison = model_comparison.ModelComparison(
+        models=tuple(model.name for model in models),
+        split=split,
+        groups=groups,
+        sets=tuple(sets),
+        questions=tuple(picked),
+        differing={name: len(asked) for name, asked in differing.items()},
+        omitted=given - common,
+        command=shlex.join(["potstill", "compare", *names, "--page", str(page)]),
+        note=ONE_SEED_NOTE if separate else FIXED_WEIGHTS_NOTE,
+    )
+    storage.write_file(page, html.render_comparison(comparison).encode("utf-8"))
+    progress.print_line(f"page: {page}")
+
+
+def _are_separate(a: ComparedCheckpoint, b: ComparedCheckpoint) -> bool:
+    """Whether two different trainings made them, so that another seed could reverse the result."""
+    return a.training != b.training and a.run_dir != b.run_dir and bool(a.training or b.training)
 
 
 def _compare_sets(name: str, pairs: list[AnswerPair], *, tested: bool) -> Iterator[SetComparison]:
@@ -185,26 +247,29 @@ def _changed_rows(name: str, pairs: list[AnswerPair]) -> Iterator[dict[str, Any]
             yield {**labels, "first": answer(first), "second": answer(second)}
 
 
-def _open_both(first: str, second: str) -> tuple[ComparedCheckpoint, ComparedCheckpoint]:
-    """Both checkpoints, with their answers on test if both were tested, otherwise on validation."""
-    runs, where = [_parse_run(text) for text in (first, second)], f"{first}, {second}"
-    for stage in ("test", "evaluate"):
-        a, b = (_open_checkpoint(run_dir, named, stage) for run_dir, named in runs)
-        if a is None or b is None:
+def _open_all(names: Sequence[str]) -> tuple[list[ComparedCheckpoint], Split]:
+    """All checkpoints, with their answers on test if all were tested, otherwise on validation."""
+    runs, where = [_parse_run(text) for text in names], ", ".join(names)
+    stages: tuple[tuple[str, Split], ...] = (("test", "test"), ("evaluate", "validation"))
+    for stage, split in stages:
+        opened = [_open_checkpoint(run_dir, named, stage) for run_dir, named in runs]
+        found = [model for model in opened if model is not None]
+        if len(found) < len(opened):
             continue
-        if not any(a.answers[name].keys() & b.answers[name].keys() for name in a.answers.keys() & b.answers.keys()):
+        shared = set(found[0].answers).intersection(*(model.answers for model in found[1:]))
+        if not any(set(found[0].answers[name]).intersection(*(row.answers[name] for row in found)) for name in shared):
             what = "the checkpoints have no question in common"
             hint = "compare runs that were evaluated on the same sets in the same format and decoding"
             raise UserError(what, code="E-cli-compare-nothing", where=where, hint=hint)
-        return a, b
+        return found, split
     what = "one of the runs has not been evaluated"
     evaluated = [
         f"{run_dir}: {', '.join(row.name for row in checkpoints.list_answered_checkpoints(run_dir / 'evaluate')) or 'none'}"
         for run_dir in dict.fromkeys(run_dir for run_dir, _ in runs)
     ]
-    hint = "name finished runs, or checkpoints that were both evaluated (RUN@STEP)"
-    found = f"evaluated checkpoints of {'; of '.join(evaluated)}"
-    raise UserError(what, code="E-cli-compare-unevaluated", where=where, found=found, hint=hint)
+    hint = "name finished runs, or checkpoints that were all evaluated (RUN@STEP)"
+    answered = f"evaluated checkpoints of {'; of '.join(evaluated)}"
+    raise UserError(what, code="E-cli-compare-unevaluated", where=where, found=answered, hint=hint)
 
 
 def _parse_run(text: str) -> tuple[Path, Checkpoint | None]:

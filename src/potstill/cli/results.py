@@ -100,6 +100,7 @@ def print_scores(run_dir: Path) -> None:
     for row in checkpoints.read_text_scores(run_dir / "test", BASE):
         console.print(plain_text(f"bits per byte of {row.name}: {format_bits(row.bits_per_byte)}"), soft_wrap=True)
     console.print(plain_text(f"answers: {run_dir / 'test' / '0'}"), soft_wrap=True)
+    console.print(plain_text(f"page: {run_dir / 'report' / 'index.html'}"), soft_wrap=True)
 
 
 def _format_accuracy(value: float, low: float, high: float) -> tuple[str, str]:

@@ -161,8 +161,10 @@ def print_batch(run_dir: Path, step: int, *, as_json: bool = False) -> None:
 
 
 def print_predictions(run_dir: Path, question: str, *, as_json: bool = False) -> None:
-    """Print the answers of all fully evaluated checkpoints to a validation question."""
-    recipe, folder = open_run(run_dir).recipe, run_dir / "evaluate"
+    """Print the answers of all fully evaluated checkpoints to a validation question; in a run that only evaluates, the
+    answers to a test question."""
+    recipe = open_run(run_dir).recipe
+    folder = run_dir / ("evaluate" if recipe.has_teacher else "test")
     table = _new_table("step", "format", "grade", "answer", "text")
     example, found = "", list[dict[str, Any]]()
     for checkpoint in checkpoints.list_answered_checkpoints(folder):

@@ -45,14 +45,16 @@ _PALETTE: Final = {
     "paper": "#fffdf9",
     "inside": "#0b6aa8",
     "outside": "#bd4b12",
-    "generic": "#21795c",
+    "generic": "#6a4c9c",
     "heat": "#e0761f",
+    "good": "#12704a",
+    "bad": "#b3261e",
 }
 CSS_VARIABLES: Final = {
     f"#{number:02x}{number + 1:02x}{number + 2:02x}": f"var(--{name}, {colour})"
     for number, (name, colour) in enumerate(_PALETTE.items(), 1)
 }
-INK, SOFT, RULE, PAPER, INSIDE, OUTSIDE, GENERIC, HEAT = CSS_VARIABLES
+INK, SOFT, RULE, PAPER, INSIDE, OUTSIDE, GENERIC, HEAT, GOOD, BAD = CSS_VARIABLES
 GROUP_COLOURS: Final[Mapping[SetGroup, str]] = {
     "in-distribution": INSIDE,
     "out-of-distribution": OUTSIDE,

@@ -24,9 +24,9 @@ from potstill.errors import escape_hidden
 from potstill.evaluation.decoding import parse_decoding
 from potstill.evaluation.query_settings import QuerySettings
 from potstill.report import label_views, summary
-from potstill.report.html import controls_sentence, summary_sentence
 from potstill.report.licences import BaseModel, SetSource
 from potstill.report.model import ONE_SEED_NOTE, ReportData, licence_note
+from potstill.report.sentences import controls_sentence, summary_sentence
 
 VERSION: Final = 1  # of the card and the other files about queries; stored in the manifest of the stage `report`
 PIPELINE_TAGS: Final = {"t5": "text2text-generation", "causal": "text-generation"}

@@ -5,28 +5,30 @@
 
 Counts come from manifests and metrics. They are the same on every machine, and the page shows them. Seconds and memory
 (`read_times`, `read_speed`) differ between machines, so they are on a separate page, which no manifest covers.
-
-The questions that the page shows in full are those with the lowest digests in their set, so that their content has no
-influence on the choice.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from potstill import storage, teachers
 from potstill.alignment.coverage import low_mass_warning
-from potstill.data import run_questions, splits
-from potstill.errors import UserError
+from potstill.data import run_questions
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import cut_thoughts, intervals, label_tables
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, ShapeSection, recipe_to_yaml
-from potstill.records import BASE, Chain, Grade, Question, Score, Semantics, Verdict
+from potstill.records import BASE, Grade, Score, Semantics
+from potstill.report.calibration_files import measure_students, measure_teacher
+from potstill.report.example_questions import (
+    pick_figure_chain,
+    pick_test_examples,
+    pick_training_examples,
+    pick_validation_examples,
+)
 from potstill.report.model import (
     OUTCOMES,
     AlignmentSummary,
@@ -37,30 +39,29 @@ from potstill.report.model import (
     KindCoverage,
     Outcome,
     ReportData,
-    ReportExample,
     SourceSummary,
     StageTime,
+    TaskScore,
     TextComparison,
     TrainingSpeed,
     licence_note,
 )
 from potstill.report.run_files import RunFiles, VerdictCounts, compare_answers, describe_training, read_control
 from potstill.report.summary import outcome_of, percent_number
-from potstill.storage import parquet
+from potstill.storage import ledger, parquet
 from potstill.training import examples
 
 REPORTED_STAGES = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test")
-MAX_CHAINS = 6  # number of chains that the page shows for a question
-JudgedChain = tuple[Chain, Verdict]
 
 
 def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
     """The data of a run's report. Raises UserError if a control run is missing or cannot be compared."""
     files = RunFiles(run_dir, recipe)
+    if not recipe.has_teacher:
+        return _collect_evaluation(files)
     comparisons = tuple(_compare_test_answers(files))
-    examples = (*_pick_training_examples(files), *_pick_validation_examples(files))
+    examples = (*pick_training_examples(files), *pick_validation_examples(files))
     sources = parquet.read_chain_sources(run_dir / "sample" / "chains.parquet")
-    outcomes = [outcome_of(before, after) for before, after in files.validation_answers.values()]
     return ReportData(
         name=recipe.name,
         student=_describe_student(recipe),
@@ -84,17 +85,55 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
             for curve in checkpoints.read_pass_curve(run_dir / "test", checkpoint)
         ),
         losses=tuple((row["step"], row["loss"]) for row in files.metrics),
+        kind_losses=tuple((row["step"], row["kinds"]) for row in files.metrics),
+        tasks=tuple(_score_tasks(files)),
+        calibrations=(*measure_teacher(files), *measure_students(files)),
         sources=tuple(
             summarize_source(name, semantics, files.verdict_counts[name]) for name, semantics in sorted(sources.items())
         ),
         alignment=_summarize_alignment(files),
         costs=tuple(_count_costs(files, comparisons)),
-        outcomes={outcome: outcomes.count(outcome) for outcome in OUTCOMES},
+        outcomes=_count_outcomes(files),
         examples=examples,
-        figure_chain=_pick_figure_chain(files, examples),
+        figure_chain=pick_figure_chain(files, examples),
         versions=_collect_versions(files),
         notes=tuple(_collect_notes(files, comparisons)),
         seed=recipe.seed,
+    )
+
+
+def _collect_evaluation(files: RunFiles) -> ReportData:
+    """The data of the report of a run without a teacher, which only evaluates a model on test."""
+    recipe = files.recipe
+    comparisons = tuple(
+        compare_answers(answers, answers, name)
+        for format in recipe.evaluate.formats
+        for decoding in checkpoints.list_decodings(recipe, "test")
+        for answers in [files.test_answers(BASE, format, decoding)]
+        for name in answers.scores
+    )
+    main = files.main_answers
+    return ReportData(
+        name=recipe.name,
+        student=_describe_student(recipe),
+        teacher=recipe.teacher.label,
+        groups=files.groups,
+        recipe=recipe_to_yaml(recipe),
+        comparisons=comparisons,
+        labels=tuple(label_tables.read_tables(files.run_dir / "test", BASE)),
+        pass_curves=tuple(checkpoints.read_pass_curve(files.run_dir / "test", BASE)),
+        tasks=tuple(_score_tasks(files)),
+        calibrations=tuple(measure_students(files)),
+        costs=(Cost("test", "answers on test", sum(row.base.n for row in comparisons)),),
+        outcomes={
+            name: {"right": sum(correct.values()), "not right": len(correct) - sum(correct.values())}
+            for name, correct in main.correct.items()
+        },
+        examples=tuple(pick_test_examples(files)),
+        versions=_collect_versions(files),
+        notes=tuple(_note_recipe(files)),
+        seed=recipe.seed,
+        is_trained=False,
     )
 
 
@@ -142,6 +181,26 @@ def _compare_test_answers(files: RunFiles) -> Iterator[Comparison]:
             chosen = files.test_answers(files.choice.checkpoint, format, decoding)
             for name in chosen.scores:
                 yield compare_answers(base, chosen, name)
+
+
+def _count_outcomes(files: RunFiles) -> dict[str, dict[Outcome, int]]:
+    """The number of validation questions by set and outcome."""
+    counts = Counter((before.set, outcome_of(before, after)) for before, after in files.validation_answers.values())
+    return {name: {outcome: counts[name, outcome] for outcome in OUTCOMES} for name in files.groups}
+
+
+def _score_tasks(files: RunFiles) -> Iterator[TaskScore]:
+    """The test scores by task, for sets of several tasks, in every format with the decoding of the choice."""
+    for format in files.recipe.evaluate.formats:
+        base, chosen = (files.test_answers(checkpoint, format, files.main_decoding) for checkpoint in files.both)
+        for name, correct in base.correct.items():
+            by_task: dict[str, list[str]] = {}
+            for question in correct:
+                by_task.setdefault(base.tasks[question], []).append(question)
+            for task in sorted(by_task) if len(by_task) > 1 else ():
+                asked = by_task[task]
+                right = [sum(answers.correct[name][question] for question in asked) for answers in (base, chosen)]
+                yield TaskScore(name, task, format, FORMATS[format].rationale, len(asked), *right)
 
 
 def _compare_texts(files: RunFiles) -> Iterator[TextComparison]:
@@ -221,6 +280,13 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
     yield Cost("sample", "chains", sample["chains"])
     if sample["tokens"]:
         yield Cost("sample", "tokens written by the teacher", sample["tokens"])
+    spent = ledger.total_usage(files.run_dir)
+    if spent["requests"]:
+        yield Cost("sample", "requests to the teacher's server", round(spent["requests"]))
+        yield Cost("sample", "prompt tokens billed", round(spent["prompt_tokens"]))
+        yield Cost("sample", "generated tokens billed", round(spent["completion_tokens"]))
+        if spent["money"]:
+            yield Cost("sample", "money, in the currency of teacher.budget.prices", round(spent["money"], 4))
     yield Cost("align", "chains transferred to the student's vocabulary", align["chains"])
     yield Cost("align", "positions with a target", align["positions"])
     yield Cost("train", "steps", len(metrics))
@@ -246,6 +312,8 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
 def _collect_versions(files: RunFiles) -> tuple[tuple[str, str], ...]:
     """(name, version) of all versions in the manifests of the earlier stages, sorted."""
     stages = (*REPORTED_STAGES, *(["repair"] if files.recipe.on_policy else []))
+    if not files.recipe.has_teacher:
+        stages = ("collect", "test")
     versions = {name: str(value) for s in stages for name, value in files.manifest(s).identity.versions.items()}
     return tuple(sorted(versions.items()))
 
@@ -255,12 +323,7 @@ def _collect_versions(files: RunFiles) -> tuple[tuple[str, str], ...]:
 
 def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterator[str]:
     recipe, counts = files.recipe, files.counts("train")
-    yield from cut_thoughts.read_warnings(files.run_dir)
-    yield from recipe.report.notes
-    for name, licence in recipe.report.licences.items():
-        yield licence_note(name, licence)
-    if recipe.report.terms:
-        yield f"The teacher's terms of use: {recipe.report.terms}"
+    yield from _note_recipe(files)
     yield from teachers.from_recipe(recipe).report_notes()
     if recipe.student.model is None:
         yield "The student started from random weights, so scores near zero are normal."
@@ -301,6 +364,17 @@ def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterat
             "Training and evaluation used the student's own chat template for the prompts. This page shows the prompts as"
             " plain text."
         )
+
+
+def _note_recipe(files: RunFiles) -> Iterator[str]:
+    """Warnings about the answers, and the notes, licences and terms of the recipe."""
+    recipe = files.recipe
+    yield from cut_thoughts.read_warnings(files.run_dir)
+    yield from recipe.report.notes
+    for name, licence in recipe.report.licences.items():
+        yield licence_note(name, licence)
+    if recipe.report.terms:
+        yield f"The teacher's terms of use: {recipe.report.terms}"
 
 
 def _note_answers(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -394,73 +468,3 @@ def note_templates(files: RunFiles) -> Iterator[str]:
 def _format_accuracy(correct: Iterable[bool]) -> str:
     answers = list(correct)
     return f"{percent_number(sum(answers) / len(answers))} %" if answers else "none"
-
-
-# Questions and chains that the page shows
-
-
-def _pick_training_examples(files: RunFiles) -> Iterator[ReportExample]:
-    """Up to `report.examples` training questions that have chains."""
-    recipe = files.recipe
-    with_chains = {question for by_question in files.verdict_counts.values() for question in by_question}
-    questions = [question for question in _training_questions(files) if question.id in with_chains]
-    picked = splits.sample_by_hash(questions, recipe.report.examples)
-    chains = _read_chains(files.run_dir, {question.id for question in picked})
-    prompt_of = teachers.from_recipe(recipe).prompt_builder()
-    for question in picked:
-        prompt = prompt_of(question).plain if prompt_of else ""
-        yield ReportExample(question, tuple(chains[question.id][:MAX_CHAINS]), prompt=prompt)
-
-
-def _pick_validation_examples(files: RunFiles) -> Iterator[ReportExample]:
-    """Up to `report.examples` validation questions of each outcome, taken from the sets in turn."""
-    answers, count = files.validation_answers, files.recipe.report.examples
-    by_outcome: dict[Outcome | None, dict[str, list[Question]]] = {outcome: {} for outcome in OUTCOMES}
-    for question in run_questions.read_questions(files.run_dir, files.groups, "validation"):
-        by_outcome[outcome_of(*answers[question.id])].setdefault(question.set, []).append(question)
-    format, task_prompts = FORMATS[files.choice.format], run_questions.read_task_prompts(files.run_dir)
-    for outcome in OUTCOMES:
-        rows = [splits.sample_by_hash(questions, count) for questions in by_outcome[outcome].values()]
-        for question in [row[turn] for turn in range(count) for row in rows if turn < len(row)][:count]:
-            prompt = run_questions.evaluation_prompt(question, format, task_prompts).plain
-            before, after = answers[question.id]
-            yield ReportExample(question, (), before, after, prompt)
-
-
-def _pick_figure_chain(files: RunFiles, examples: Iterable[ReportExample]) -> ReportExample | None:
-    """The chain that the figures show token by token; None if no chain has candidates.
-
-    It is `report.chain` if the recipe names one. Otherwise it is the first kept chain with candidates among the examples,
-    or else among all chains. Raises UserError if `report.chain` is not a chain with candidates.
-    """
-    name, folder = files.recipe.report.chain, files.run_dir
-    if name is None:
-        every = parquet.chains_with_verdicts(folder / "sample/chains.parquet", folder / "filter/verdicts.parquet")
-        shown = (judged for example in examples for judged in example.chains)
-        eligible = (judged for judged in itertools.chain(shown, every) if judged[1].kept)
-    else:
-        chains = _read_chains(folder, {name.rpartition("#")[0]})
-        eligible = [pair for row in chains.values() for pair in row if f"{pair[0].question}#{pair[0].index}" == name]
-    picked = next((judged for judged in eligible if judged[0].candidates), None)
-    if picked is not None:
-        question = next(question for question in _training_questions(files) if question.id == picked[0].question)
-        return ReportExample(question, (picked,))
-    if name is None:
-        return None
-    what = "the chain has no candidates" if eligible else "the run does not have this chain"
-    hint = "name a chain with candidates as QUESTION#INDEX, such as gsm8k/train/12#0"
-    raise UserError(what, code="E-report-chain", where="report.chain", found=name, hint=hint)
-
-
-def _training_questions(files: RunFiles) -> list[Question]:
-    return run_questions.read_questions(files.run_dir, files.recipe.questions.train, "train")
-
-
-def _read_chains(run_dir: Path, questions: Collection[str]) -> dict[str, list[JudgedChain]]:
-    """The chains of the given questions, with their verdicts, by question id."""
-    rows = parquet.read_verdicts(run_dir / "filter" / "verdicts.parquet")
-    verdicts = {key: verdict for key, verdict in rows if key[0] in questions}
-    chains: dict[str, list[JudgedChain]] = {question: [] for question in questions}
-    for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet", questions):
-        chains[chain.question].append((chain, verdicts[chain.key]))
-    return chains

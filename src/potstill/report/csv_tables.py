@@ -68,11 +68,24 @@ def build_tables(data: ReportData) -> dict[str, str]:
             _validation_rows,
         ),
         "loss": ("step loss", lambda data: data.losses),
+        "loss-kinds": (
+            "step kind loss",
+            lambda data: [(step, *pair) for step, by_kind in data.kind_losses for pair in by_kind.items()],
+        ),
+        "tasks": (
+            "set task format n base_right chosen_right",
+            lambda data: [(row.set, row.task, row.format, row.n, row.base, row.chosen) for row in data.tasks],
+        ),
+        "calibration": (
+            "who of agree_above agree_up_to questions confidence right calibration_error bits_per_byte entropy",
+            _calibration_rows,
+        ),
         "selection": ("step value chosen tied", _selection_rows),
         "teacher": ("source what of number", _teacher_rows),
         "chain": ("token candidate probability drawn", _chain_rows),
         "alignment": ("part kind positions mass_kept", _alignment_rows),
         "cost": ("stage what number", lambda data: [(cost.stage, cost.label, cost.number) for cost in data.costs]),
+        "outcomes": ("set outcome number", _outcome_rows),
         "samples": ("question set split text gold from index answer verdict found dropped", _example_rows),
     }
     rows = {name: (columns.split(), list(build(data))) for name, (columns, build) in tables.items()}
@@ -200,6 +213,18 @@ def _alignment_rows(data: ReportData) -> Rows:
             yield from ((part, row.kind, row.positions, row.mass) for row in kinds)
         for character, number in data.alignment.unknown.items():
             yield "unknown characters", character, number, None
+
+
+def _calibration_rows(data: ReportData) -> Rows:
+    for row in data.calibrations:
+        for part in row.bins:
+            counts = (part.low, part.high, part.n, part.confidence, part.right)
+            yield (row.who, row.of, *counts, row.error, row.bits_per_byte, row.entropy)
+
+
+def _outcome_rows(data: ReportData) -> Rows:
+    for name, counts in data.outcomes.items():
+        yield from ((name, outcome, number) for outcome, number in counts.items())
 
 
 def _example_rows(data: ReportData) -> Rows:

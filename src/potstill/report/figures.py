@@ -28,9 +28,9 @@ from typing import Final
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from potstill.records import END, Candidate, Chain, Checkpoint, End
+from potstill.records import END, Candidate, Chain, Checkpoint, End, TargetKind
 from potstill.report import canvas, summary
 from potstill.report.canvas import (
     DASHED,
@@ -57,6 +57,14 @@ GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # markers of the controls, in text an
 SPECIALIZED_GROUPS: Final[tuple[SetGroup, ...]] = ("in-distribution", "out-of-distribution")
 MAX_TOKENS: Final = {"probabilities": 240, "candidates": 120}  # by figure; a longer chain is cut
 LIKELY_PROBABILITY: Final = 0.8  # the bar of a less likely token is in colour
+KIND_COLOURS: Final[Mapping[TargetKind, str]] = {
+    "same": canvas.INSIDE,
+    "merged": canvas.OUTSIDE,
+    "split": canvas.GENERIC,
+    "mixed": HEAT,
+    "hard": INK,
+    "end": SOFT,
+}
 MAX_OPACITY: Final = 0.8  # opacity of a candidate with probability 1
 
 
@@ -75,6 +83,11 @@ def draw_figures(data: ReportData) -> dict[str, str]:
         drawings["accuracy"] = partial(draw_accuracy, plain, data.groups, step)
     if sum(math.isfinite(loss) for _, loss in data.losses) > 1:
         drawings["loss"] = partial(draw_losses, data.losses, step)
+    kinds: list[tuple[int, TargetKind, float]] = [
+        (at, kind, loss) for at, by_kind in data.kind_losses for kind, loss in by_kind.items()
+    ]
+    if len({at for at, _, loss in kinds if 0 < loss < math.inf}) > 1:
+        drawings["loss-kinds"] = partial(draw_kind_losses, kinds, step)
     if data.figure_chain:
         [(chain, _)] = data.figure_chain.chains
         drawings["probabilities"] = partial(draw_probabilities, chain)
@@ -119,16 +132,17 @@ def draw_before_after(
                 face = colour
             elif number:
                 colour, shape, size = SOFT, CONTROLS[(number - 1) % 4], 6.5
-            axes.hlines(y, score.low, score.high, color=colour, linewidth=2, alpha=0.55)
+            axes.hlines(y, score.low, score.high, color=colour, linewidth=2, alpha=0.55, clip_on=False)
             axes.plot(score.accuracy, y, shape, markersize=size, color=colour, markerfacecolor=face, clip_on=False)
         name, change = shorten(row.base.set, 22), summary.format_change(row.difference)
+        tint = {"gained": canvas.GOOD, "lost": canvas.BAD, "unclear": SOFT}[summary.judge_change(row.difference)]
         above = index - (span / 2 + 8) / pitch
         if narrow:
             axes.text(0, above, name, ha="left", va="center", weight="bold")
-            axes.text(limit, above, change, ha="right", va="center", color=SOFT, size=SMALL)
+            axes.text(limit, above, change, ha="right", va="center", color=tint, size=SMALL)
         else:
             axes.text(-0.02 * limit, index, name, ha="right", va="center", weight="bold", clip_on=False)
-            axes.text(1.03 * limit, index, change, ha="left", va="center", color=SOFT, clip_on=False)
+            axes.text(1.03 * limit, index, change, ha="left", va="center", color=tint, clip_on=False)
         if index and groups[rows[index - 1].base.set] != group:
             start, end = -left / plot_width, 1 + right / plot_width
             axes.axhline(index - 0.5, color=RULE, linewidth=1, xmin=start, xmax=end, clip_on=False)
@@ -163,12 +177,15 @@ def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *
         percent_axis(axes, "y", values)
         axes.set_title(f"{group} accuracy", loc="left", size=SIZE, weight="bold", color=colour, pad=12)
         axes.set_xlabel("generic accuracy", color=SOFT, labelpad=8)
-        axes.plot([x for x, _ in path], [y for _, y in path], color=colour, alpha=0.45)
+        axes.plot([x for x, _ in path], [y for _, y in path], color=colour, alpha=0.45, clip_on=False)
         for checkpoint, x, y in dots:
-            axes.hlines(y.value, x.low, x.high, color=colour, linewidth=1.2, alpha=0.3)
-            axes.vlines(x.value, y.low, y.high, color=colour, linewidth=1.2, alpha=0.3)
+            axes.hlines(y.value, x.low, x.high, color=colour, linewidth=1.2, alpha=0.3, clip_on=False)
+            axes.vlines(x.value, y.low, y.high, color=colour, linewidth=1.2, alpha=0.3, clip_on=False)
             face, size = (colour, 10) if checkpoint == chosen else (PAPER, 7 if checkpoint.is_plain else 5)
-            axes.plot(x.value, y.value, GROUP_MARKERS[group], color=colour, markerfacecolor=face, markersize=size)
+            axes.plot(
+                *(x.value, y.value, GROUP_MARKERS[group]),
+                **{"color": colour, "markerfacecolor": face, "markersize": size, "clip_on": False},
+            )
         label_points(axes, dots, chosen)
     description = "Validation: specialized accuracy against generic accuracy, one point per checkpoint."
     return canvas.to_svg(figure, "tradeoff", description)
@@ -199,7 +216,7 @@ def draw_accuracy(
             axes.tick_params(labelleft=False)
         colour, marker = GROUP_COLOURS[groups[name]], GROUP_MARKERS[groups[name]]
         steps, lows, highs = [step for step, _ in dots], [y.low for _, y in dots], [y.high for _, y in dots]
-        axes.fill_between(steps, lows, highs, color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(steps, lows, highs, color=colour, alpha=0.16, linewidth=0, clip_on=False)
         axes.plot(steps, [y.value for _, y in dots], color=colour, marker=marker, markersize=4.5, clip_on=False)
         axes.set_title(shorten(name, 22), loc="left", size=SIZE, weight="bold", color=colour, pad=8)
     figure.text(left / width, 6 / height, "step", ha="left", va="bottom", color=SOFT, size=SMALL)
@@ -228,6 +245,41 @@ def draw_losses(rows: Sequence[tuple[int, float]], chosen: int | None, *, width:
     step_axis(axes, steps, chosen)
     axes.set_xlabel("step", color=SOFT, loc="left")
     return canvas.to_svg(figure, "loss", "Training loss by step.")
+
+
+@rc_context(MATPLOTLIB_STYLE)
+def draw_kind_losses(rows: Sequence[tuple[int, TargetKind, float]], chosen: int | None, *, width: int = WIDE) -> str:
+    """The training loss by step and kind of position, on a logarithmic axis. Each line is the mean over up to 60 groups of
+    steps, and is labelled at its end. Losses that are zero or not finite are left out."""
+    finite = [row for row in rows if 0 < row[2] < math.inf]
+    steps = sorted({step for step, _, _ in finite})
+    size = -(-len(steps) // 60)
+    group = {step: steps[min(index // size * size + size - 1, len(steps) - 1)] for index, step in enumerate(steps)}
+    lines: dict[TargetKind, dict[int, list[float]]] = {}
+    for step, kind, loss in finite:
+        lines.setdefault(kind, {}).setdefault(group[step], []).append(loss)
+    height, right = 290, 72
+    figure = canvas.new_figure(width, height)
+    axes = canvas.new_axes(figure, 52, 46, width - 52 - right, height - 62)
+    axes.set_yscale("log")
+    axes.grid(axis="y", color=RULE, linewidth=1)
+    ends: list[tuple[float, TargetKind]] = []
+    for kind, points in lines.items():
+        means = {step: math.fsum(losses) / len(losses) for step, losses in points.items()}
+        axes.plot(list(means), list(means.values()), color=KIND_COLOURS[kind], linewidth=2)
+        ends.append((means[max(means)], kind))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
+    step_axis(axes, steps, chosen)
+    axes.set_xlabel("step", color=SOFT, loc="left")
+    bottom = -math.inf
+    for value, kind in sorted(ends):
+        y = max(float(axes.transData.transform((0, value))[1]), bottom + canvas.LABEL_HEIGHT)
+        bottom = y
+        place = {"ha": "left", "va": "center_baseline", "size": SMALL, "weight": "bold"}
+        figure.text(1 - (right - 8) / width, y / height, kind, color=KIND_COLOURS[kind], **place)
+    return canvas.to_svg(figure, "loss-kinds", "Training loss by step and kind of position, on a logarithmic axis.")
 
 
 # One chain, token by token

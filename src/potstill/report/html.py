@@ -1,32 +1,24 @@
 """Renders the page of a run as one self-contained HTML text. Only this module uses jinja2.
 
     >>> data = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="seed: 1")
-    >>> summary_sentence(data)
-    'Nothing was compared: the run has no scores on the test split.'
     >>> html = render_report(data, figures={})
     >>> html.startswith("<!doctype html>"), "seed: 1" in html, "loss.csv" in html
     (True, True, False)
 
-Texts of models, data and users stay text: jinja2 escapes every value, the page has no script (its filters are CSS rules
-for radio buttons), and its Content-Security-Policy forbids scripts. The same data give the same bytes. The page links
-every table as `<name>.csv` in its folder, and the files of `render_times`.
-
-A chain is shown in pieces, with the probability that its source gave to each piece:
-
-    >>> chain = Chain.from_tokens("q", 0, [b"12", b" eggs"], [[(b"12", -0.7), (b"15", -0.9)], [(b" eggs", -0.01)]])
-    >>> [(piece.text, round(piece.probability, 2), piece.shade) for piece in split_into_pieces(chain)]
-    [('12', 0.5, 3), (' eggs', 0.99, 0)]
-    >>> [(other.text, round(other.probability, 2)) for other in split_into_pieces(chain)[0].candidates]
-    [('12', 0.5), ('15', 0.41)]
+Texts of models, data and users stay text: jinja2 escapes every value. The filters are CSS rules for radio buttons. The one
+script of the page (`page.js`) searches the questions. The Content-Security-Policy allows it by its SHA-256 digest, and
+forbids every other script. The same data give the same bytes. The page links every table as `<name>.csv` in its folder,
+and the files of `render_times`.
 """
 
 from __future__ import annotations
 
-import codecs
+import base64
 import functools
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import groupby
 from typing import Any, Final
@@ -35,21 +27,22 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from potstill.errors import escape_hidden
-from potstill.records import BASE, END, Candidate, Chain, Checkpoint, End, PassCurve, Score
-from potstill.report import label_views, summary
+from potstill.records import BASE, Checkpoint, PassCurve, Score
+from potstill.report import label_views, question_views, sentences, summary
 from potstill.report.csv_tables import build_tables, times_csv
 from potstill.report.model import (
     OUTCOMES,
     SET_GROUPS,
     Comparison,
     ReportData,
-    ReportExample,
     SetGroup,
     StageTime,
+    TaskScore,
     TrainingSpeed,
 )
+from potstill.report.model_comparison import ModelComparison
 
-VERSION: Final = 6  # of the content of the page and its tables; stored in the manifest of the stage `report`
+VERSION: Final = 7  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("labels", "Labels"),
@@ -57,19 +50,21 @@ SECTIONS: Final = (
     ("training", "Through training"),
     ("selection", "Selection"),
     ("teacher", "Teacher and filter"),
+    ("calibration", "How sure they are"),
     ("alignment", "Alignment"),
     ("cost", "What it took"),
     ("read", "Questions to read"),
     ("made", "How it was made"),
 )
-SHADE_BOUNDS: Final = (
-    0.95,
-    0.8,
-    0.6,
-    0.4,
-    0.2,
-)  # a piece is one shade darker for each bound that is above its probability
-MAX_CANDIDATES: Final = 6  # candidates shown for a piece
+# The sections of a run that only evaluates a model.
+EVALUATION_SECTIONS: Final = (
+    ("before-after", "Accuracy"),
+    ("labels", "Labels"),
+    ("calibration", "How sure it is"),
+    ("cost", "What it took"),
+    ("read", "Questions to read"),
+    ("made", "How it was made"),
+)
 
 
 def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
@@ -77,20 +72,29 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
 
     figures  the result of `draw_figures`, which is inserted without escaping. Missing figures are left out
     """
-    examples, checkpoints = _view_examples(data), summary.scores_by_checkpoint(data)
+    questions, checkpoints = question_views.view_questions(data), summary.scores_by_checkpoint(data)
+    outcomes, sets = question_views.outcome_choices(data, questions), question_views.set_choices(data, questions)
+    script = _read_asset("page.js") if questions else ""
     # The first question whose chains have different grades is open when the page loads.
     grades = [{verdict.grade for _, verdict in example.chains} for example in data.examples]
     values: dict[str, Any] = {
         "figures": {name: Markup(svg) for name, svg in figures.items()},
-        "sections": [row for row in SECTIONS if data.labels or row[0] != "labels"],
-        "sentence": summary_sentence(data),
-        "controls": controls_sentence(data),
-        "changes": _group_changes(data),
+        "sections": [
+            row for row in (SECTIONS if data.is_trained else EVALUATION_SECTIONS) if data.labels or row[0] != "labels"
+        ],
+        "script": Markup(script),
+        "policy": _content_policy(script),
+        "headline": sentences.headline_sentence(data),
+        "sentence": sentences.summary_sentence(data),
+        "controls": sentences.controls_sentence(data),
+        "changes": [(change, summary.judge_change(change.difference)) for change in summary.group_changes(data)],
+        "group_meanings": sentences.GROUP_MEANINGS if data.is_trained else sentences.EVALUATED_MEANINGS,
         "checkpoints": checkpoints,
         "students": (students := summary.summary_rows(data)),
         "truncated": any(cell.truncated for row in students for cell in row.sets.values()),
         "main": summary.main_comparisons(data),
         "formats": _score_tables(data),
+        "task_tables": _task_tables(data),
         "pass_curves": _pass_curve_tables(data),
         "labels": label_views.view_labels(data),
         "trained": summary.has_trained_choice(data),
@@ -99,11 +103,16 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "non_finite": sum(not math.isfinite(loss) for _, loss in data.losses),
         "groups": [group for group in SET_GROUPS if group in data.groups.values()],
         "costs": [(stage, list(rows)) for stage, rows in groupby(data.costs, lambda cost: cost.stage)],
-        "examples": examples,
+        "questions": questions,
         "first_open": next((index for index, different in enumerate(grades) if len(different) > 1), 0),
-        "kinds": _filter_choices([kind for _, kind, _ in examples]),
-        "shaded": any(piece.shade for _, _, chains in examples for _, _, pieces in chains for piece in pieces),
-        "shades": [f"under {100 * bound:.0f}\N{NO-BREAK SPACE}%" for bound in SHADE_BOUNDS],
+        "outcome_choices": outcomes,
+        "set_choices": sets,
+        "empty_combinations": question_views.empty_combinations(questions, outcomes, sets),
+        "outcome_names": OUTCOMES if data.is_trained else ("right", "not right"),
+        "outcome_totals": sum((Counter(counts) for counts in data.outcomes.values()), Counter[str]()),
+        "run_path": question_views.run_path(data),
+        "shaded": any(piece.shade for view in questions for _, _, pieces in view.chains for piece in pieces),
+        "shades": [f"under {100 * bound:.0f}\N{NO-BREAK SPACE}%" for bound in question_views.SHADE_BOUNDS],
         "tables": build_tables(data),
     }
     return _render("page.html.jinja", data, values)
@@ -112,12 +121,39 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
 def render_times(data: ReportData, times: Sequence[StageTime], speed: TrainingSpeed | None = None) -> dict[str, str]:
     """The page and the table of seconds and memory, which depend on the machine, as texts by file name."""
     return {
-        "time.html": _render("time.html.jinja", data, {"times": times, "speed": speed}),
+        "time.html": _render("time.html.jinja", data, {"times": times, "speed": speed, "policy": _content_policy("")}),
         "time.csv": times_csv(times),
     }
 
 
-def _render(template: str, data: ReportData, values: Mapping[str, Any]) -> str:
+def render_comparison(comparison: ModelComparison) -> str:
+    """The page of `potstill compare` as HTML text."""
+    script = _read_asset("page.js") if comparison.questions else ""
+    sets = dict.fromkeys(row.question.set for row in comparison.questions)
+    by_answers = [(name, list(rows)) for name, rows in groupby(comparison.sets, lambda row: row.answers)]
+    values: dict[str, Any] = {
+        "script": Markup(script),
+        "policy": _content_policy(script),
+        "tables": by_answers,
+        "judgements": sentences.describe_judgements(comparison),
+        "group_meanings": sentences.EVALUATED_MEANINGS,
+        "groups": SET_GROUPS,
+        "sets": [
+            (f"set-{number}", name, sum(row.question.set == name for row in comparison.questions))
+            for number, name in enumerate(sets)
+        ],
+    }
+    return _render("compare.html.jinja", comparison, values)
+
+
+def _content_policy(script: str) -> str:
+    """The Content-Security-Policy of the page: it loads nothing, and runs no script except this one."""
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    allowed = f" script-src 'sha256-{digest}';" if script else ""
+    return f"default-src 'none';{allowed} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def _render(template: str, data: ReportData | ModelComparison, values: Mapping[str, Any]) -> str:
     html = _jinja_environment().get_template(template).render(data=data, css=Markup(_read_asset("page.css")), **values)
     return escape_hidden(html).strip() + "\n"  # escapes control and direction characters in all texts
 
@@ -138,71 +174,14 @@ def _jinja_environment() -> Environment:
         duration=summary.format_duration,
         label=summary.checkpoint_label,
         bits=summary.format_bits,
+        judgement=summary.judge_change,
+        run_recipe=question_views.recipe_path,
     )
     return environment
 
 
 def _read_asset(name: str) -> str:
     return resources.files("potstill.report").joinpath("page", name).read_text("utf-8")
-
-
-# Sentences
-
-
-def summary_sentence(data: ReportData) -> str:
-    """One sentence that compares the base and the chosen checkpoint on the test split, by group, with paired 95 %
-    intervals."""
-    changes = _group_changes(data)
-    if not changes:
-        return "Nothing was compared: the run has no scores on the test split."
-    if data.choice and data.choice.checkpoint == BASE:
-        scores = ", ".join(
-            f"{summary.format_percent(change.base)} {_group_phrase(change.group)} ({_describe_sets(change)}; 95\xa0% interval"
-            f" {summary.format_percent(change.base.low)} to {summary.format_percent(change.base.high)})"
-            for change in changes
-        )
-        return f"The rule chose step 0, the student before training. Its accuracy on the test split is {scores}."
-    parts = [
-        f"from {summary.format_percent(change.base)} to {summary.format_percent(change.chosen)} {_group_phrase(change.group)}"
-        f" ({_describe_sets(change)}; {summary.format_points(change.difference.value)} points, 95\xa0% interval"
-        f" {summary.format_points(change.difference.low)} to {summary.format_points(change.difference.high)})"
-        for change in changes
-    ]
-    start = "After training"
-    if data.choice:
-        share = data.choice.checkpoint.share
-        start = f"After {summary.format_count(data.choice.checkpoint.step)} training steps"
-        start += "" if share == 1 else f", with {summary.format_percent(share)} of the change in the weights"
-    return f"{start}, accuracy on the test split went {_join_words(parts)}."
-
-
-def controls_sentence(data: ReportData) -> str:
-    """A sentence with the accuracies of the controls, from the same base on the same questions; empty without controls."""
-    steps = {control.name: control.steps for control in data.controls}
-    parts = []
-    for row in summary.summary_rows(data)[2:]:
-        reached = [
-            f"{summary.format_percent(cell.accuracy)} {_group_phrase(group)}" for group, cell in row.groups.items()
-        ]
-        parts.append(f"{summary.format_count(steps[row.name])} steps on {row.training} reached {_join_words(reached)}")
-    return f"For comparison, from the same base, each with one seed: {'; '.join(parts)}." if parts else ""
-
-
-def _group_changes(data: ReportData) -> list[summary.GroupChange]:
-    """The change in every group that has a test set, in the main format and decoding."""
-    return list(summary.changes_by_group(summary.main_comparisons(data), data.groups).values())
-
-
-def _group_phrase(group: SetGroup) -> str:
-    return "on generic tasks" if group == "generic" else group
-
-
-def _join_words(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
-
-
-def _describe_sets(change: summary.GroupChange) -> str:
-    return change.sets[0] if len(change.sets) == 1 else f"mean of {len(change.sets)} sets"
 
 
 # Tables of the page
@@ -238,6 +217,22 @@ def _score_tables(data: ReportData) -> list[tuple[str, str, bool, GroupRows]]:
     return views
 
 
+def _task_tables(
+    data: ReportData,
+) -> list[tuple[str, list[tuple[str, bool]], list[tuple[str, list[TaskScore | None]]]]]:
+    """The scores by task, as (set, formats, rows). A row is a task, and its scores in these formats.
+
+    Each format comes with whether it asks for a chain of thought. Formats for the answer only come first.
+    """
+    tables = []
+    for name in dict.fromkeys(row.set for row in data.tasks):
+        rows = {(row.task, row.format): row for row in data.tasks if row.set == name}
+        formats = sorted({(row.format, row.rationale) for row in rows.values()}, key=lambda pair: (pair[1], pair[0]))
+        tasks = dict.fromkeys(task for task, _ in rows)
+        tables.append((name, formats, [(task, [rows.get((task, each)) for each, _ in formats]) for task in tasks]))
+    return tables
+
+
 def _pass_curve_tables(data: ReportData) -> list[tuple[str, str, list[tuple[str, str, int, list[PassCurve]]]]]:
     """The tables of accuracies by number of samples, as (format, sampling, rows).
 
@@ -260,91 +255,3 @@ def _pass_curve_tables(data: ReportData) -> list[tuple[str, str, list[tuple[str,
 
 def _checkpoint_name(checkpoint: Checkpoint) -> str:
     return "base" if checkpoint == BASE else f"step {checkpoint.label}"
-
-
-# Example questions
-
-
-def _view_examples(data: ReportData) -> list[tuple[ReportExample, str, list[tuple[Any, Any, list[TextPiece]]]]]:
-    """Every example with its kind, which is a CSS class of the page, and its chains, split into pieces."""
-    return [
-        (
-            example,
-            (summary.outcome_of(example.before, example.after) or "taught").replace(" ", "-"),
-            [(chain, verdict, split_into_pieces(chain)) for chain, verdict in example.chains],
-        )
-        for example in data.examples
-    ]
-
-
-def _filter_choices(kinds: Sequence[str]) -> list[tuple[str, str, int]]:
-    """(id, name, number of questions) of each choice in the filter. Kinds without questions are left out."""
-    names = [("taught", "teacher’s chains")] + [(outcome.replace(" ", "-"), outcome) for outcome in OUTCOMES]
-    choices = [(kind, name, kinds.count(kind)) for kind, name in names if kind in kinds]
-    return [("all", "all", len(kinds)), *choices]
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateView:
-    """A candidate: its text, its probability, and whether it was sampled."""
-
-    text: str
-    probability: float
-    drawn: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TextPiece:
-    """A readable piece of a chain. `probability` is None if the source gave none."""
-
-    text: str
-    probability: float | None = None
-    candidates: tuple[CandidateView, ...] = ()
-
-    @property
-    def shade(self) -> int:
-        """The number of `SHADE_BOUNDS` that are above the probability; 0 if there is no probability."""
-        return 0 if self.probability is None else sum(self.probability < bound for bound in SHADE_BOUNDS)
-
-
-def split_into_pieces(chain: Chain) -> list[TextPiece]:
-    """The pieces of a chain in order, with an empty piece for the end if the end has a probability.
-
-    A token may be part of a character. Tokens that are only readable together are one piece, with the candidates of the
-    first token and the product of their probabilities.
-    """
-    if not chain.candidates:
-        return [TextPiece(chain.text)]
-    parts: list[tuple[bytes, TextPiece]] = []  # the bytes of each token, and the bytes between tokens
-    position = 0
-    for (start, end), token, step in zip(chain.spans, chain.tokens, chain.candidates, strict=False):
-        if start > position:
-            parts.append((chain.content[position:start], TextPiece("")))
-        parts.append((chain.content[max(position, start) : end], _make_piece(token, step)))
-        position = max(position, end)
-    if position < len(chain.content):
-        parts.append((chain.content[position:], TextPiece("")))
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pieces: list[TextPiece] = []
-    waiting: TextPiece | None = None  # a piece whose bytes end inside a character
-    for number, (content, piece) in enumerate(parts):
-        text = decoder.decode(content, final=number == len(parts) - 1)
-        if waiting is not None:
-            known = [p for p in (waiting.probability, piece.probability) if p is not None]
-            piece = replace(waiting, probability=math.prod(known) if known else None)
-        waiting = None if text or not content else piece
-        if waiting is None:
-            pieces.append(replace(piece, text=text))
-    if len(chain.candidates) > len(chain.tokens) and chain.stop == "end":
-        pieces.append(_make_piece(END, chain.candidates[-1]))
-    return pieces
-
-
-def _make_piece(drawn: bytes | End, step: Sequence[Candidate]) -> TextPiece:
-    ranked = sorted(step, key=lambda candidate: -candidate[1])
-    shown = ranked[:MAX_CANDIDATES] + [candidate for candidate in ranked[MAX_CANDIDATES:] if candidate[0] == drawn]
-    candidates = tuple(
-        CandidateView(summary.readable_token(token), math.exp(log), token == drawn) for token, log in shown
-    )
-    probability = next((candidate.probability for candidate in candidates if candidate.drawn), None)
-    return TextPiece("", probability, candidates)

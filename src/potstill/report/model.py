@@ -38,7 +38,8 @@ FIXED_WEIGHTS_NOTE: Final = (
 
 SetGroup = Literal["in-distribution", "out-of-distribution", "generic"]
 SET_GROUPS: Final[tuple[SetGroup, ...]] = ("in-distribution", "out-of-distribution", "generic")
-Outcome = Literal["won", "lost", "still wrong", "still right"]
+Outcome = Literal["won", "lost", "still wrong", "still right", "right", "not right"]
+# The outcomes of training; those of a run that only evaluates are right and not right.
 OUTCOMES: Final[tuple[Outcome, ...]] = ("won", "lost", "still wrong", "still right")
 
 
@@ -158,11 +159,66 @@ class AlignmentSummary:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One count of a stage, such as `tokens written by the teacher`. It is the same on every machine."""
+    """One count of a stage, such as `tokens written by the teacher`, or the money that a paid teacher cost."""
 
     stage: str
     label: str
-    number: int
+    number: int | float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """The right answers to one task of a set of several tasks, such as BBH, on test.
+
+    rationale  whether the format asks for a chain of thought, or for the answer only
+    n          number of questions
+    base       number of them that the base has right
+    chosen     number of them that the chosen checkpoint has right
+    """
+
+    set: str
+    task: str
+    format: str
+    rationale: bool
+    n: int
+    base: int
+    chosen: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceBin:
+    """The questions in which the share of samples with the most frequent answer is in (low, high].
+
+    confidence  the mean of these shares
+    right       number of questions whose most frequent answer is right
+    """
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How sure a model is of its answers, and how often it is right, measured on its own samples.
+
+    who            teacher, base or chosen
+    of             the source of the chains, or the set and the decoding of the answers
+    bins           questions by the share of samples that agree; empty if no question has several samples
+    error          expected calibration error: the mean over questions of |confidence - share right| of their bin
+    bits_per_byte  mean of -log2 of the probability that the model gave to a byte of its own samples; None if unknown
+    entropy        mean entropy in nats of the candidates of a sampled token, with the tail as one outcome, which makes it a
+                   lower bound; None without candidates
+    """
+
+    who: str
+    of: str
+    bins: tuple[ConfidenceBin, ...]
+    error: float | None
+    bits_per_byte: float | None = None
+    entropy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +278,16 @@ class ReportData:
     pass_curves   test accuracy with k samples, of the base and of the chosen checkpoint; empty without samples
     validation    all scores of `evaluate`: all checkpoints, sets, formats and decodings
     losses        (step, training loss in nats per supervised position), in the order of the steps
-    outcomes      number of validation questions by outcome, in the main format
+    kind_losses   (step, loss by kind of position), in nats per supervised position of the kind
+    tasks         test scores by task and format, for sets of several tasks
+    calibrations  confidence and entropy of the teacher, the base and the chosen checkpoint, where they were sampled
+    outcomes      for each set, number of validation questions by outcome, in the main format
     figure_chain  a chain with candidates, which the figures show token by token
     recipe        the recipe with all defaults, as YAML
     versions      (name, version) of everything that determines the numbers
     notes         sentences that a reader must know before the numbers
+    is_trained    False for a run without a teacher, which only evaluates a model. Its comparisons are of the model with
+                  itself, and its outcomes and examples are of test questions
     seed          seed of the run; intervals do not include the variation between seeds
     """
 
@@ -244,17 +305,21 @@ class ReportData:
     pass_curves: tuple[PassCurve, ...] = ()
     validation: tuple[Score, ...] = ()
     losses: tuple[tuple[int, float], ...] = ()
+    kind_losses: tuple[tuple[int, Mapping[TargetKind, float]], ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
     sources: tuple[SourceSummary, ...] = ()
     alignment: AlignmentSummary | None = None
     costs: tuple[Cost, ...] = ()
-    outcomes: Mapping[Outcome, int] = field(default_factory=dict)
+    outcomes: Mapping[str, Mapping[Outcome, int]] = field(default_factory=dict)
     examples: tuple[ReportExample, ...] = ()
     figure_chain: ReportExample | None = None
     versions: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     seed: int | None = None
+    is_trained: bool = True
 
     def __post_init__(self) -> None:
         comparisons = [*self.comparisons, *(row for control in self.controls for row in control.comparisons)]
-        sets = {score.set for score in self.validation} | {row.chosen.set for row in comparisons}
+        sets = {score.set for score in self.validation} | {row.chosen.set for row in comparisons} | set(self.outcomes)
         assert sets <= set(self.groups), f"sets without a group: {sorted(sets - set(self.groups))}"

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from potstill import storage, teachers
+from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import intervals
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, load_recipe
-from potstill.records import BASE, Checkpoint, Choice, Grade, Prediction, Score
+from potstill.records import BASE, Checkpoint, Choice, Grade, Prediction, Question, Score
 from potstill.report.model import SET_GROUPS, Comparison, ControlRun, Interval, SetGroup
 from potstill.storage import manifest, parquet
 from potstill.storage.manifest import Manifest
@@ -41,10 +42,12 @@ class TestAnswers:
 
     scores   score of each set
     correct  for each set, whether the answer is right, by question id
+    tasks    the task of each question
     """
 
     scores: dict[str, Score]
     correct: dict[str, dict[str, bool]]
+    tasks: dict[str, str]
 
 
 class RunFiles:
@@ -69,6 +72,26 @@ class RunFiles:
     def choice(self) -> Choice:
         return checkpoints.read_choice(self.run_dir)
 
+    @property
+    def both(self) -> tuple[Checkpoint, Checkpoint]:
+        """The base and the chosen checkpoint; twice the base in a run that only evaluates."""
+        return BASE, self.choice.checkpoint if self.recipe.has_teacher else BASE
+
+    @property
+    def main_format(self) -> str:
+        """The format of the choice; in a run that only evaluates, the first format."""
+        return self.choice.format if self.recipe.has_teacher else self.recipe.evaluate.formats[0]
+
+    @property
+    def main_decoding(self) -> str:
+        """The decoding of the choice; in a run that only evaluates, the first decoding."""
+        return self.choice.decoding if self.recipe.has_teacher else self.recipe.evaluate.decodings[0]
+
+    @property
+    def main_answers(self) -> TestAnswers:
+        """The test answers of the base in the main format and decoding."""
+        return self.test_answers(BASE, self.main_format, self.main_decoding)
+
     @cached_property
     def groups(self) -> dict[str, SetGroup]:
         """The group of every evaluation set; the first group for a set in several groups."""
@@ -79,6 +102,10 @@ class RunFiles:
             for name in names:
                 groups.setdefault(name, group)
         return groups
+
+    @cached_property
+    def training_questions(self) -> list[Question]:
+        return run_questions.read_questions(self.run_dir, self.recipe.questions.train, "train")
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -119,11 +146,15 @@ class RunFiles:
         """The test answers of a checkpoint in a format and decoding, with their scores."""
         folder = self.run_dir / "test"
         correct: dict[str, dict[str, bool]] = {}
+        tasks: dict[str, str] = {}
         for answer in checkpoints.read_predictions(folder, checkpoint, format, decoding):
+            tasks[answer.question] = answer.task
             correct.setdefault(answer.set, {})[answer.question] = answer.grade == "right"
         scores = checkpoints.read_scores(folder, checkpoint)
         wanted = (format, decoding)
-        return TestAnswers({score.set: score for score in scores if (score.format, score.decoding) == wanted}, correct)
+        return TestAnswers(
+            {score.set: score for score in scores if (score.format, score.decoding) == wanted}, correct, tasks
+        )
 
 
 def compare_answers(base: TestAnswers, chosen: TestAnswers, name: str) -> Comparison:

@@ -12,9 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from potstill.records import BASE, Checkpoint, End, Prediction, Score
 from potstill.report.model import SET_GROUPS, Comparison, Interval, Outcome, ReportData, SetGroup
+
+Judgement = Literal["gained", "lost", "unclear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,15 @@ def has_trained_choice(data: ReportData) -> bool:
     return data.choice is not None and data.choice.checkpoint != BASE
 
 
+def judge_change(change: Interval) -> Judgement:
+    """What a change is called: gained or lost if its whole interval is on one side of zero, otherwise unclear.
+
+    >>> judge_change(Interval(-0.2, -0.3, -0.1)), judge_change(Interval(0.01, -0.1, 0.12))
+    ('lost', 'unclear')
+    """
+    return "gained" if change.low > 0 else "lost" if change.high < 0 else "unclear"
+
+
 def main_format(data: ReportData) -> tuple[str, str] | None:
     """The format and decoding that the page shows first: those of the choice, or those of the first score if there is no
     choice."""
@@ -126,6 +138,11 @@ def changes_by_group(comparisons: Sequence[Comparison], groups: Mapping[str, Set
                 mean_interval([row.difference for row in rows]),
             )
     return changes
+
+
+def group_changes(data: ReportData) -> list[GroupChange]:
+    """The change in every group that has a test set, in the main format and decoding."""
+    return list(changes_by_group(main_comparisons(data), data.groups).values())
 
 
 def summary_rows(data: ReportData) -> tuple[SummaryRow, ...]:
@@ -185,9 +202,12 @@ def scores_by_checkpoint(data: ReportData) -> tuple[CheckpointScores, ...]:
 
 
 def outcome_of(before: Prediction | None, after: Prediction | None) -> Outcome | None:
-    """The outcome of a question from the grades of both answers; None if an answer is missing."""
-    if before is None or after is None:
+    """The outcome of a question from the grades of both answers; right or not right if there is only one answer, and None
+    without an answer."""
+    if before is None:
         return None
+    if after is None:
+        return "right" if before.grade == "right" else "not right"
     if before.grade == "right":
         return "still right" if after.grade == "right" else "lost"
     return "won" if after.grade == "right" else "still wrong"

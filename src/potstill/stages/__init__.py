@@ -107,7 +107,11 @@ TABLE: Final[dict[str, StageEntry]] = {
 }
 ALL_STAGES: Final = tuple(TABLE)
 STAGES: Final = tuple(name for name, entry in TABLE.items() if not entry.section)
-EVALUATION_STAGES: Final = ("collect", "test")  # stages of a recipe without a teacher, which only evaluates the base
+EVALUATION_STAGES: Final = (
+    "collect",
+    "test",
+    "report",
+)  # of a recipe without a teacher, which only evaluates
 
 
 def open_stage(name: str) -> Stage:

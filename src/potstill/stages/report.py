@@ -1,5 +1,7 @@
 """report: the page with its tables, and the chosen student as a folder that any Hugging Face tool loads.
 
+A run without a teacher has the page only.
+
 The page is built only from the files of the run and of its controls. `time.html` and `time.csv` are not outputs of the
 stage: they show measurements of the machine, which no digest covers.
 """
@@ -66,6 +68,8 @@ class Report(Stage):
             storage.write_file(paths[-1], text.encode("utf-8"))
         for name, text in html.render_times(data, collect.read_times(run_dir), collect.read_speed(run_dir)).items():
             storage.write_file(folder / name, text.encode("utf-8"))
+        if not recipe.has_teacher:  # nothing was trained, so there is no student to write
+            return StageResult(paths, {"files": len(paths), "name": recipe.name})
         assert data.choice is not None, "report comes after select"
         with storage.write_folder(run_dir / "student") as student_folder:
             student = checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint, rounded=False)

@@ -1,0 +1,99 @@
+"""The page of `potstill compare`: the plain counts, one script, and texts that stay texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from example_report import HOSTILE
+from potstill.errors import escape_hidden
+from potstill.evaluation import intervals
+from potstill.records import Grade, Prediction, Question
+from potstill.report import model_comparison
+from potstill.report.html import render_comparison
+from potstill.report.model_comparison import ComparedQuestion, ModelComparison, compare_sets, differing_questions
+from potstill.report.sentences import describe_judgements
+
+GRADES: tuple[Grade, ...] = ("right", "wrong", "no answer")
+
+
+def answer(question: str, grade: Grade, text: str = "text") -> Prediction:
+    return Prediction(question, question.split("/")[0], "number", text, "end", grade, "7")
+
+
+def rows(grades: Mapping[str, Grade]) -> dict[str, Prediction]:
+    return {question: answer(question, grade) for question, grade in grades.items()}
+
+
+def comparison(text: str = "text", name: str = "sums") -> ModelComparison:
+    first = rows({f"sums/{at}": "wrong" for at in range(60)} | {f"more/{at}": "right" for at in range(60)})
+    second = rows({f"sums/{at}": "right" for at in range(60)} | {f"more/{at}": "wrong" for at in range(60)})
+    asked = Question(f"{name}/1", text, text, name, "test", "number")
+    return ModelComparison(
+        models=("base", text, "third"),
+        split="test",
+        groups={"sums": "in-distribution", "more": "generic"},
+        sets=tuple(compare_sets("zero-shot-rationale.greedy", [first, second, first])),
+        questions=(ComparedQuestion(asked, tuple(answer(asked.id, grade, text) for grade in GRADES)),),
+        differing={"sums": 60, "more": 60},
+        omitted=3,
+        command="potstill compare a b c --page page.html",
+        note="A note.",
+    )
+
+
+@given(some.lists(some.dictionaries(some.sampled_from("abcdef"), some.sampled_from(GRADES)), min_size=2, max_size=4))
+def test_every_number_is_that_of_the_questions_that_all_answered(models: list[dict[str, Grade]]) -> None:
+    answers = [rows({f"s/{key}": grade for key, grade in model.items()}) for model in models]
+    common = [key for key in "abcdef" if all(key in model for model in models)]
+    compared = list(compare_sets("greedy", answers))
+    assert len(compared) == bool(common)
+    for row in compared:
+        right = [[model[key] == "right" for key in common] for model in models]
+        assert row.n == len(common) and row.changes[0] is None
+        assert [score.value for score in row.scores] == [sum(each) / len(common) for each in right]
+        for index, change in enumerate(row.changes[1:], 1):
+            assert change and (change.value, change.low, change.high) == intervals.paired_difference(
+                right[index], right[0]
+            )
+            assert (row.won[index] - row.lost[index]) / row.n == pytest.approx(change.value)
+    differing = [key for key in common if len({model[key] == "right" for model in models}) > 1]
+    assert [key for keys in differing_questions(answers).values() for key in keys] == [f"s/{key}" for key in differing]
+
+
+def test_it_says_which_model_is_better_where() -> None:
+    assert describe_judgements(comparison()) == [
+        ("text", "better on sums; worse on more"), ("third", "no clear difference on more, sums"),
+    ]  # fmt: skip
+
+
+def test_the_page_shows_the_change_the_questions_and_the_command() -> None:
+    html = render_comparison(comparison())
+    assert re.search(r'<span class="gained">\+100.0</span>', html) and re.search(
+        r'<span class="lost">−100.0</span>', html
+    )
+    assert "won 60, lost 0" in html and html.count("<article>") == 3
+    assert "potstill compare a b c --page page.html" in html and "3 answers to questions that not all" in html
+    assert html.count("<script>") == 1 and "script-src &#39;sha256-" in html
+    assert render_comparison(comparison()) == html
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_stay_texts(text: str) -> None:
+    html = render_comparison(comparison(text, text))
+    assert html.count("<script") == 1 and "<img" not in html and "onload=alert" not in re.sub(r">[^<]*<", "><", html)
+    assert escape_hidden(html) == html
+
+
+def test_models_that_agree_have_no_questions_and_no_script() -> None:
+    same = comparison()
+    empty = ModelComparison(
+        **{name: getattr(same, name) for name in same.__slots__} | {"questions": (), "differing": {}}
+    )
+    html = render_comparison(empty)
+    assert "Omitted: all models have the same questions right." in html and "<script" not in html
+    assert model_comparison.common_questions([{}, {}]) == []
