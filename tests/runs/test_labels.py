@@ -151,6 +151,18 @@ def test_page_tables_card_and_terminal_state_the_baseline(run_dir: Path, capsys:
     assert sum(int(row["n"]) for row in rows) == sum(table.n for table in open_run(run_dir).labels("test"))
 
 
+def test_a_model_that_is_only_evaluated_has_the_tables_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = "questions={train: [], in_distribution: [kinds], out_of_distribution: [], generic: []}"
+    recipe = load_recipe(folder / "kinds.yaml", ("teacher={kind: none}", groups, "select.rule=in-distribution"))
+    run_dir = runner.run(recipe, run_dir=tmp_path / "run")
+    [table, _] = open_run(run_dir).labels("test")
+    assert (table.checkpoint, table.majority, table.majority_from) == (BASE, "how many", "test")
+    results.print_scores(run_dir)
+    assert "the most frequent label of these questions" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_a_run_without_labels_is_as_before(finished: Path) -> None:
     assert not list(finished.rglob("labels.json")) and not (finished / "report" / "labels.csv").exists()
     row = json.loads((finished / "collect" / "manifest.json").read_text())

@@ -210,6 +210,8 @@ def _print_questions(recipe: Recipe, questions: Sequence[Question]) -> None:
     format, instructions = prompts.FORMATS[recipe.select.format], labels.instructions(recipe)
     model = Path(recipe.student.model or "")
     chat = models.chat_template_from_recipe(recipe, model) if recipe.student.model and model.is_dir() else None
+    if recipe.student.model and not model.is_dir():
+        typer.echo("(if the student has a chat template, the run puts these prompts into it)")
     for number, question in enumerate(splits.sample_by_hash(questions, SHOWN_QUESTIONS), 1):
         prompt = prompts.build_prompt(question.text, format, instruction=instructions.get(question.task, ""))
         solution = question.rationale or "" if format.rationale else ""

@@ -85,6 +85,11 @@ def propose(
     labels = None
     if task in (None, "label") and not any(isinstance(row.get(columns["answer"]), bool) for row in rows):
         labels = _find_labels([gold for gold in golds if gold], is_named_label or types == {"text"}, task == "label")
+    if labels and all(label.lstrip("-").isdecimal() for label in labels):
+        notes.append(
+            "the labels are numbers; names say more to a model: fields: {answer: {column: "
+            f"{columns['answer']}, values: {{{labels[0]}: NAME, ...}}}}}}, and labels: [NAME, ...]"
+        )
     if labels is None and task is None:
         task = types.pop() if len(types) == 1 else None
         lengths = sorted(len(gold) for gold in golds if gold)
