@@ -2,6 +2,8 @@
 
     print(describe_run(load_recipe(path)))        # what `potstill run RECIPE --dry-run` prints
 
+For an existing run, the plan says what each stage has stored and what the run would do with it; chains, money and time are
+those from here.
 Missing models and chains are listed, and everything that does not depend on them is still estimated. Lengths are means
 over the first training questions and their own solutions, because the teacher's chains do not exist yet.
 """
@@ -12,55 +14,109 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill import data, models, preflight, prompts, runner, stages, teachers, thoughts, tokenization
+from potstill import (
+    data,
+    models,
+    preflight,
+    prompts,
+    runner,
+    stages,
+    teachers,
+    thoughts,
+    tokenization,
+)
 from potstill.data import assemble, labels, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
+from potstill.existing_run import Progress, describe_existing_run, read_progress
 from potstill.recipe import Recipe
-from potstill.records import Question, Split
+from potstill.records import BASE, Question, Split
+from potstill.storage import ledger
+from potstill.teachers.protocol import missing_chains
 from potstill.training import estimates, examples, on_policy
 
 SAMPLE_QUESTIONS = 200  # number of training questions whose prompts and solutions are tokenized to estimate lengths
 FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan has a time for each rate
+STAGE_NAMES = {"evaluation": "evaluate", "test": "test"}  # name in the plan -> stage
 FEW_QUESTIONS = 100  # below this number, the plan states the uncertainty of a score
 INDENT = " " * 18
 Sets = dict[str, dict[str, list[Question]]]  # set -> split -> questions
 
 
-def describe_run(recipe: Recipe) -> str:
-    """The plan as plain text. Raises UserError if the run could not start its first stage."""
+def describe_run(recipe: Recipe, run_dir: Path | None = None, redo: str | None = None) -> str:
+    """The plan as plain text. Raises UserError if a new run could not start its first stage.
+
+    run_dir  the folder of the run; by default `runs/NAME`
+    redo     a stage that the run would make again, with all later stages
+    """
+    run_dir = run_dir or runner.default_run_dir(recipe)
+    exists = (run_dir / "recipe.yaml").is_file()
+    so_far, run_lines = Progress(), list[str]()
+    if exists:
+        plans = runner.plan_stages(recipe, run_dir, redo)
+        so_far = read_progress(recipe, run_dir, plans)
+        run_lines = _section(lambda: describe_existing_run(run_dir, plans, redo), "this run")
     downloads = any(spec.file is None or spec.hub is not None for spec in recipe.sets.values())
     cache = " except downloaded sets" if downloads else ""
-    assembled = assemble.assemble_questions(recipe)
+    try:
+        assembled = assemble.assemble_questions(recipe)
+    except UserError as fault:
+        if not run_lines:
+            raise
+        hint = f"questions         no estimate: {fault.where}: {fault.what}"  # as for a run that was copied without its sets
+        return "\n".join([f"plan of {recipe.name} (nothing is written{cache})", "", *run_lines, hint])
     sets = assembled.questions
-    lines = [f"plan of {recipe.name} (nothing is written{cache})", "", *_question_lines(assembled)]
+    lines = [f"plan of {recipe.name} (nothing is written{cache})", "", *run_lines, *_question_lines(assembled)]
     train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
     if recipe.has_teacher:
-        lines += _section(lambda: [*teachers.from_recipe(recipe).forecast(train), ""], "teacher")
+        lines += _section(lambda: [*_teacher_lines(recipe, train, run_dir, so_far), ""], "teacher")
         lines += _section(lambda: _student_lines(recipe), "student")
         lines += _section(lambda: _training_lines(recipe, train), "training")
-        lines += _section(lambda: _evaluation_lines(recipe, sets), "answers")
-        lines += _section(lambda: ["", *_cost_lines(recipe, train, sets)], "cost")
+        lines += _section(lambda: _evaluation_lines(recipe, sets, so_far), "answers")
+        lines += _section(lambda: ["", *_cost_lines(recipe, train, sets, so_far)], "cost")
     else:
         n, formats = sum(len(by_split.get("test", [])) for by_split in sets.values()), len(recipe.evaluate.formats)
         answers = f"{n} x {formats} = {n * formats} of at most {recipe.evaluate.max_tokens} tokens"
         lines.append(f"student           {recipe.student.model or 'random weights'}, not trained")
         lines += _section(lambda: _thought_lines(_open_chat_template(recipe)), "student")
         lines.append(f"answers           {answers}")
-    return "\n".join([*lines, "", *_problem_lines(recipe, train)])
+    lines += ["", *_section(lambda: _problem_lines(recipe, train, None if redo else run_dir), "problems")]
+    return "\n".join(lines)
+
+
+def _teacher_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path, so_far: Progress) -> list[str]:
+    if so_far.sampled:
+        return [f"teacher           {recipe.teacher.kind}: all chains are stored; nothing is left to sample"]
+    lines = teachers.from_recipe(recipe).forecast(train, so_far.stored)
+    stored, usage = sum((so_far.stored or {}).values()), ledger.total_usage(run_dir)
+    if stored and usage["requests"]:
+        missing = sum(missing_chains(train, recipe.teacher.samples, so_far.stored)) / stored
+        tokens = round(missing * (usage["prompt_tokens"] + usage["completion_tokens"]))
+        money = f" and {missing * usage['money']:.4f} in money" if usage["money"] else ""
+        lines.append(f"  from here       about {tokens} tokens{money}, as the {stored} stored chains took")
+    return lines
 
 
 def _section(build: Callable[[], list[str]], name: str) -> list[str]:
-    """A part of the plan. If an input is missing, the part says so, and the list of problems at the end names it."""
+    """A part of the plan. If an input is missing, the part says so, and the list of problems at the end names it.
+
+    An error of potstill itself is a line, too, because the other parts are still worth reading.
+    """
     try:
         return build()
     except UserError as fault:
         return [f"{name:<17} no estimate: {fault.where}: {fault.what}", ""]
+    except Exception as error:
+        message = str(error).partition("\n")[0]
+        return [
+            f"{name:<17} no estimate: an error in potstill, please report it: {type(error).__name__}: {message}",
+            "",
+        ]
 
 
-def _problem_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
-    """The problems that would stop the run at one of its stages."""
-    names, run_dir = stages.recipe_stages(recipe), runner.default_run_dir(recipe)
+def _problem_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path | None) -> list[str]:
+    """The problems that would stop the run at one of its stages. run_dir: to skip its finished stages."""
+    names = stages.recipe_stages(recipe)
     problems = preflight.find_problems(recipe, names, run_dir, questions=train)
     lines = []
     for problem in problems:
@@ -252,27 +308,35 @@ def _format_lines(
     return [*lines, f"{INDENT}prompt, target: tokens, means over {n} questions and their own solutions"]
 
 
-def _evaluation_lines(recipe: Recipe, sets: Sets) -> list[str]:
-    formats, evaluations = len(recipe.evaluate.formats), _list_evaluations(recipe, sets)
+def _evaluation_lines(recipe: Recipe, sets: Sets, so_far: Progress) -> list[str]:
+    formats, evaluations = len(recipe.evaluate.formats), _list_evaluations(recipe, sets, so_far)
     column = " x samples" if any(evaluation.samples > 1 for evaluation in evaluations) else ""
     lines = [f"answers           of at most {recipe.evaluate.max_tokens} tokens; steps x questions x formats{column}"]
     for one in evaluations:
         more, n = f" x {one.samples}" if column else "", len(one.questions)
-        lines.append(f"  {one.stage:<15} {one.steps} x {n} x {formats}{more} = {one.steps * n * formats * one.samples}")
+        total = one.steps * n * formats * one.samples
+        done = f" ({one.done} more checkpoints are evaluated already)" if one.done else ""
+        lines.append(f"  {one.stage:<15} {one.steps} x {n} x {formats}{more} = {total}{done}")
     return lines
 
 
 @dataclass(frozen=True, slots=True)
 class _Evaluation:
-    """The answers of one stage: every step, including the base, answers every question `samples` times."""
+    """The answers of one stage: every step, including the base, answers every question `samples` times.
+
+    steps  number of checkpoints that are left to evaluate; `done`: that are evaluated already
+    base   whether the base is left to evaluate
+    """
 
     stage: str
     steps: int
+    done: int
+    base: bool
     questions: list[Question]
     samples: int
 
 
-def _list_evaluations(recipe: Recipe, sets: Sets) -> list[_Evaluation]:
+def _list_evaluations(recipe: Recipe, sets: Sets, so_far: Progress) -> list[_Evaluation]:
     steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.interpolate or ())) + 1
     rows: list[tuple[str, int, Split]] = [
         ("evaluation", steps, "validation"),
@@ -282,11 +346,13 @@ def _list_evaluations(recipe: Recipe, sets: Sets) -> list[_Evaluation]:
     for stage, times, split in rows:
         specs = decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split))
         questions = [question for by_split in sets.values() for question in by_split.get(split, [])]
-        evaluations.append(_Evaluation(stage, times, questions, sum(spec.samples for spec in specs)))
+        done = so_far.evaluated.get(STAGE_NAMES[stage], ())
+        left, samples = max(0, times - len(done)), sum(spec.samples for spec in specs)
+        evaluations.append(_Evaluation(stage, left, len(done), BASE.name not in done, questions, samples))
     return evaluations
 
 
-def _cost_lines(recipe: Recipe, train: Sequence[Question], sets: Sets) -> list[str]:
+def _cost_lines(recipe: Recipe, train: Sequence[Question], sets: Sets, so_far: Progress) -> list[str]:
     """Time and memory of training and evaluation. Raises UserError if the model is missing."""
     shape = _find_shape(recipe)
     if shape is None:
@@ -302,17 +368,20 @@ def _cost_lines(recipe: Recipe, train: Sequence[Question], sets: Sets) -> list[s
         copies=section.async_checkpoints,
         checkpointing=section.gradient_checkpointing,
     )
-    operations = section.steps * estimates.training_operations(
+    steps = max(0, section.steps - so_far.trained)
+    left = f" ({steps} steps are left)" if so_far.trained else ""
+    operations = steps * estimates.training_operations(
         shape, tokens=plan.tokens, supervised=plan.supervised, adapters=section.lora > 0
     )
     reading = writing = rows = 0.0
-    for one in _list_evaluations(recipe, sets):
+    for one in (evaluation for evaluation in _list_evaluations(recipe, sets, so_far) if evaluation.steps):
         lengths = _mean_lengths(recipe, one.questions, evaluate.formats, section.demonstrations)
         for prompt, target in lengths.values():
             budget = evaluate.base_max_tokens or evaluate.max_tokens
             n, target = len(one.questions) * one.samples, min(target, evaluate.max_tokens)
             reading += estimates.reading_operations(shape, tokens=one.steps * len(one.questions) * prompt)
-            writing += estimates.decoding_operations(shape, tokens=n * (budget + (one.steps - 1) * target))
+            trained = one.steps - one.base
+            writing += estimates.decoding_operations(shape, tokens=n * (one.base * budget + trained * target))
             rows = max(rows, min(n, evaluate.batch_tokens / (prompt + budget)))
     training_rate, decoding_rate = estimates.measure_rates(
         shape, tokens=batch, rows=rows, precision=section.precision, dtype=evaluate.dtype
@@ -326,10 +395,13 @@ def _cost_lines(recipe: Recipe, train: Sequence[Question], sets: Sets) -> list[s
     if section.sharding == "full":
         lines.append(f"{INDENT}everything except the activations is split among the processes")
     times = [f"{_format_duration(operations / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
+    if not operations and not writing:
+        return [*lines, "time              nothing is left to train or to evaluate"]
     training, answering = operations / training_rate, reading / training_rate * 3 + writing / decoding_rate
     if evaluate.engine == "transformers":
         lines.append(f"{INDENT}about {_format_gib(sum(answers.values()))} in evaluation")
-        here = f"{_format_duration(training)} for training and {_format_duration(answering)} for answers"
+        both = f"{_format_duration(training)} for training and {_format_duration(answering)} for answers"
+        here = f"{_format_duration(training + answering)}: {both}"
     else:
         here = f"{_format_duration(training)} for training; none for answers by {evaluate.engine}"
     return [
@@ -337,7 +409,7 @@ def _cost_lines(recipe: Recipe, train: Sequence[Question], sets: Sets) -> list[s
         f"time              about {here}, on this machine:",
         f"{INDENT}training at {training_rate / 1e12:.3f} TFLOP/s, writing at {decoding_rate / 1e12:.3f}; both follow from",
         f"{INDENT}products of this size, which were measured now. Answers of the base count with all their tokens",
-        f"{INDENT}training takes {operations:.2g} operations: {', '.join(times)}",
+        f"{INDENT}training takes {operations:.2g} operations{left}: {', '.join(times)}",
     ]
 
 

@@ -14,8 +14,9 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from potstill import process, progress, storage, teachers
 from potstill.errors import UserError
@@ -74,15 +75,20 @@ def run(
     names = recipe_stages(recipe)
     until = names[-1] if until == STAGES[-1] else until
     for name in (redo, until):
-        if name is not None and name not in names:
-            what = "this recipe has no such stage" if name in ALL_STAGES else "no such stage"
-            raise UserError(what, code="E-run-unknown-stage", where=name, hint=f"name one of {', '.join(names)}")
+        _check_stage(name, names)
     with _process_group(run_dir, recipe) as (is_main, group):
         if is_main:
             with run_folder.lock_run(run_dir):
                 storage.delete_partial_files(run_dir)
                 _Run(run_dir, recipe, group).make_all(until, redo, yes)
     return run_dir
+
+
+def _check_stage(name: str | None, names: Sequence[str]) -> None:
+    """Raise UserError if a name, if there is one, is not among the stages of a recipe."""
+    if name is not None and name not in names:
+        what = "this recipe has no such stage" if name in ALL_STAGES else "no such stage"
+        raise UserError(what, code="E-run-unknown-stage", where=name, hint=f"name one of {', '.join(names)}")
 
 
 def run_shard(recipe: Recipe, shard: Shard, *, run_dir: Path | None = None) -> Path:
@@ -134,6 +140,50 @@ def run_batch(
         elif out is not None:
             sample.write_batch_requests(run_dir, recipe, out)
     return run_dir
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What `run` would do with a stage.
+
+    action  keep: it is up to date; resume: it was interrupted; extend: it is finished and continues, because the recipe or an
+            earlier stage requires more; make: from the beginning; refuse: the run stops; blocked: an earlier stage is refused
+    fault   the error of a refused stage
+    """
+
+    stage: str
+    action: Literal["keep", "resume", "extend", "make", "refuse", "blocked"]
+    fault: UserError | None = None
+
+
+def plan_stages(recipe: Recipe, run_dir: Path, redo: str | None = None) -> list[StagePlan]:
+    """What `run` would do with each stage of a run, without a lock and without a change.
+
+    The error of a stage is in its plan. Raises UserError only if `redo` is not a stage of the recipe.
+    """
+    current, plans = _Run(run_dir, recipe), list[StagePlan]()
+    _check_stage(redo, current.stages)
+    for name in current.stages:
+        actions = {plan.action for plan in plans}
+        if "refuse" in actions or (redo is not None and name in stages_from(redo)):
+            plans.append(StagePlan(name, "blocked" if "refuse" in actions else "make"))
+            continue
+        try:
+            current.check([name])
+            state = current.state(name)
+            if state.begun is None or state.is_empty:
+                plans.append(StagePlan(name, "make"))
+            elif state.manifest is None:
+                plans.append(StagePlan(name, "resume"))
+            else:
+                extends = open_stage(name).grown(recipe, state.manifest.counts)
+                if "extend" in actions and name != "evaluate":  # `reopen` removes its results
+                    plans.append(StagePlan(name, "make"))
+                else:
+                    plans.append(StagePlan(name, "extend" if extends or "extend" in actions else "keep"))
+        except UserError as fault:
+            plans.append(StagePlan(name, "refuse", fault))
+    return plans
 
 
 def find_outdated_stage(recipe: Recipe) -> str | None:

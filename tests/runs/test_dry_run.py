@@ -13,7 +13,7 @@ import tiny
 from potstill import dry_run, preflight, runner, stages
 from potstill.errors import UserError
 from potstill.inference import engine
-from potstill.storage import segments
+from potstill.storage import ledger, segments
 
 
 @pytest.fixture
@@ -162,3 +162,91 @@ def test_a_key_that_is_not_set_is_in_the_plan(world: Path, monkeypatch: pytest.M
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     keyed = "teacher={kind: openai, model: m, server: {key: NO_SUCH_KEY}}"
     assert "NO_SUCH_KEY is not set" in dry_run.describe_run(tiny.recipe(world, keyed))
+
+
+def plan_of(recipe, run_dir: Path, **options: str) -> dict[str, str]:
+    """The plan of a run: the first words of a line -> the rest of that line."""
+    lines = dry_run.describe_run(recipe, run_dir, **options).splitlines()
+    return {line[:18].strip(): line[18:] for line in reversed(lines) if line[:18].strip()}
+
+
+def test_the_plan_of_a_finished_run_has_nothing_left(world: Path, tmp_path: Path, finished: Path) -> None:
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = tiny.contents(run_dir)
+    plan = plan_of(tiny.recipe(world), run_dir)
+    assert all(plan[stage].startswith("up to date") for stage in stages.STAGES if stage != "test")
+    assert "nothing is left to sample" in plan["teacher"] and plan["time"] == "nothing is left to train or to evaluate"
+    assert tiny.contents(run_dir) == before
+
+
+def test_the_plan_of_a_run_that_grows_counts_what_is_missing(world: Path, tmp_path: Path, finished: Path) -> None:
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    recipe = tiny.recipe(world, "train.steps=6")
+    actions = {plan.stage: plan.action for plan in runner.plan_stages(recipe, run_dir)}
+    assert actions == {
+        **dict.fromkeys(("collect", "sample", "filter", "align"), "keep"), "train": "extend", "evaluate": "extend",
+        **dict.fromkeys(("select", "test", "report"), "make"),
+    }  # fmt: skip
+    text = dry_run.describe_run(recipe, run_dir)
+    assert "(2 steps are left)" in text and "1 x 11 x 2 = 22 (3 more checkpoints are evaluated already)" in text
+    runner.run(recipe, run_dir)  # it does what the plan says
+    assert {plan.action for plan in runner.plan_stages(recipe, run_dir)} == {"keep"}
+
+
+def test_the_plan_says_where_the_run_would_stop_and_what_a_redo_removes(
+    world: Path, tmp_path: Path, finished: Path
+) -> None:
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    recipe = tiny.recipe(world, "train.learning_rate=2")
+    plans = {plan.stage: plan for plan in runner.plan_stages(recipe, run_dir)}
+    fault = plans["train"].fault
+    assert fault is not None and fault.code == "E-run-stage-differs" and plans["evaluate"].action == "blocked"
+    text = dry_run.describe_run(recipe, run_dir)
+    assert "E-run-stage-differs" in text and "3 x 11 x 2 = 66\n" in text
+    plan = plan_of(recipe, run_dir, redo="train")
+    assert "removed by --redo" in plan["train"] and plan["align"].startswith("up to date")
+    with pytest.raises(UserError) as caught:
+        dry_run.describe_run(recipe, run_dir, redo="repair")
+    assert caught.value.code == "E-run-unknown-stage"
+
+
+def test_the_plan_of_a_run_that_was_copied_without_its_sets(tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "data").mkdir()
+    text = dry_run.describe_run(tiny.recipe(tmp_path / "data"), finished)
+    assert "12 chains" in text and "no estimate: sets.sums.file" in text
+
+
+def test_the_plan_counts_the_chains_and_the_money_from_here(world: Path, tmp_path: Path) -> None:
+    run_dir, one = tmp_path / "run", "teacher.server.samples_per_request=1"
+    with stub.running() as server:
+        urls = [tiny.SERVER, f"teacher.server.urls=['{server.url}']", "teacher.max_tokens=64", one]
+        new = plan_of(tiny.recipe(world, *urls), tmp_path / "none")
+        assert (
+            new["cost"] == "unknown: no prices were given (teacher.budget.prices)" and " = 12 chains" in new["requests"]
+        )
+        prices = "teacher.budget={prices: {prompt: 1e6, completion: 1e6}, money: 600}"
+        with pytest.raises(UserError, match="E-teacher-budget-spent"):
+            runner.run(tiny.recipe(world, *urls, prices), run_dir, until="sample")
+    stored = sum(segments.count_by_question(segments.segment_paths(run_dir / "sample")).values())
+    assert 0 < stored < 12
+    plan = plan_of(tiny.recipe(world, *urls, prices), run_dir)
+    assert plan["sample"] == f"continues: {stored} of at most 12 chains ({stored / 12:.0%})"
+    assert plan["requests"].startswith(
+        f"{12 - stored} of 4 questions x 3 = 12 chains are missing: in {12 - stored} requests"
+    )
+    usage = ledger.total_usage(run_dir)
+    assert (
+        "requests, " in plan["spent"] and f"{usage['money'] * (12 - stored) / stored:.4f} in money" in plan["from here"]
+    )
+
+
+def test_an_error_of_potstill_is_a_line_of_the_plan(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("no such size")
+
+    monkeypatch.setattr(dry_run, "_find_shape", broken)
+    text = dry_run.describe_run(tiny.recipe(world), tmp_path / "none")
+    assert "cost              no estimate: an error in potstill, please report it: KeyError: 'no such size'" in text
+    assert "problems          none found" in text and "evaluation      3 x 11 x 2 = 66" in text

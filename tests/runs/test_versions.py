@@ -69,6 +69,8 @@ COUNTED_AS = {
     "tracking": None,
     "stages": None,  # what they call has the versions
     "run_reader": None,  # reads what a run has written
+    "run_status": None,
+    "existing_run": None,
     "runner": None,
     "export": None,  # reads a finished run
     "dry_run": None,

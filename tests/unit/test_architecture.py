@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training", "tracking"),
     ("report",),
     ("stages",),
-    ("preflight", "runner", "run_reader", "dry_run", "demo", "export"),
+    ("preflight", "runner", "run_reader", "run_status", "existing_run", "dry_run", "demo", "export"),
     ("cli",),
 )
 INSIDE: dict[str, set[str]] = {
@@ -35,7 +35,9 @@ INSIDE: dict[str, set[str]] = {
     "storage": {"progress"},
     "runner": {"preflight"},
     "run_reader": {"runner"},
-    "dry_run": {"preflight", "runner"},
+    "run_status": {"run_reader"},
+    "existing_run": {"runner", "run_status"},
+    "dry_run": {"preflight", "runner", "existing_run"},
     "demo": {"runner"},
     "export": {"run_reader"},
 }

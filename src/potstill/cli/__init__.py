@@ -89,7 +89,7 @@ def run_command(
     if dry_run:
         from potstill.dry_run import describe_run
 
-        typer.echo(describe_run(loaded))
+        typer.echo(describe_run(loaded, run_dir, redo))
         return
     runner.run(loaded, run_dir, redo=redo, yes=yes or stage_commands.confirm_removal)
     if process.read_process_rank().is_main:  # only the main process prints results

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,12 @@ def count_lines(paths: Iterable[Path]) -> int:
             while block := file.read(1 << 20):
                 lines += block.count(b"\n")
     return lines
+
+
+def count_by_question(paths: Iterable[Path]) -> dict[str, int]:
+    """Question id -> number of stored chains. Raises UserError for a line that is not a chain."""
+    keys = {key for path in paths for key, _, _ in _iter_lines(path)}
+    return dict(Counter(question for question, _, _ in keys))
 
 
 def merge_segments(folder: Path) -> Iterator[Chain]:

@@ -13,7 +13,7 @@ texts after their answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,7 +35,14 @@ from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question
 from potstill.teachers import chain_parts
 from potstill.teachers.chain_parts import merge_end_outcomes, truncate_at_answer
-from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, load_prompt_builder
+from potstill.teachers.protocol import (
+    PromptBuilder,
+    SamplingState,
+    Scorer,
+    describe_chains,
+    load_prompt_builder,
+    missing_chains,
+)
 from potstill.thoughts import split_tags
 
 if TYPE_CHECKING:
@@ -139,14 +146,14 @@ class LocalModel(Scorer):
         if self.engine_kind != "vllm" and weights:
             yield lambda: models.check_weights(self.folder, trust_remote_code=self.recipe.teacher.trust_remote_code)
 
-    def forecast(self, questions: Sequence[Question]) -> list[str]:
+    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
         teacher, folder = self.recipe.teacher, self._folder_or_none()
-        chains = len(questions) * teacher.samples
+        chains = sum(missing_chains(questions, teacher.samples, stored))
         chat = folder is not None and self.uses_chat_template
         return [
             f"teacher           {teacher.kind}: "
             + (f"{folder}" if folder else f"{teacher.model} does not exist; the run would stop at the stage sample"),
-            f"  requests        {len(questions)} questions x {teacher.samples} = {chains} chains of at most"
+            f"  requests        {describe_chains(questions, teacher.samples, stored)} of at most"
             f" {chains * teacher.max_tokens} tokens",
             f"  stores          {teacher.top_logprobs} log-probabilities per token, temperature {teacher.temperature}",
             *(["  prompts         in the model's chat template (plain prompts: teacher.chat: false)"] if chat else []),

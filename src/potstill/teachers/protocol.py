@@ -101,6 +101,19 @@ class UsageMeter:
         return row | {"seconds": round(self.seconds, 3), "money": round(self.money, 6)}
 
 
+def missing_chains(questions: Sequence[Question], samples: int, stored: Mapping[str, int] | None) -> list[int]:
+    """For each question, how many of its `samples` chains are not stored yet. stored: as for `Teacher.forecast`."""
+    return [max(0, samples - (stored or {}).get(question.id, 0)) for question in questions]
+
+
+def describe_chains(questions: Sequence[Question], samples: int, stored: Mapping[str, int] | None) -> str:
+    """The chains to sample, as a phrase for the plan."""
+    total, missing = len(questions) * samples, sum(missing_chains(questions, samples, stored))
+    if stored is None:
+        return f"{len(questions)} questions x {samples} = {total} chains"
+    return f"{missing} of {len(questions)} questions x {samples} = {total} chains are missing:"
+
+
 class FirstChainsCheck:
     """Stops sampling if none of the first chains of a run is right.
 
@@ -252,8 +265,11 @@ class Teacher(Protocol):
         """The maximum number of chains for the questions; None if it is unknown."""
         return len(questions) * self.recipe.teacher.samples
 
-    def forecast(self, questions: Sequence[Question]) -> list[str]:
-        """Lines for `potstill run --dry-run`: the work and the cost of sampling."""
+    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
+        """Lines for `potstill run --dry-run`: the work and the cost of the chains that are missing.
+
+        stored  question id -> number of chains that the run has stored; None: no chain is stored
+        """
         return [f"teacher           {self.recipe.teacher.kind}"]
 
     # --- For other stages and the report

@@ -10,7 +10,7 @@ The student learns these chains with hard targets, unless `teacher.score` adds l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from potstill import prompts
 from potstill.errors import UserError
@@ -66,7 +66,7 @@ class ReferenceSolutions(TextTeacher):
         bare = self.recipe.teacher.unsolved == "answer"
         return sum(bare or bool(question.rationale) for question in questions) or None
 
-    def forecast(self, questions: Sequence[Question]) -> list[str]:
+    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
         missing = [question.id for question in questions if not question.rationale]
         count = len(questions) - len(missing)
         lines = [f"teacher           human: {count} solutions of the sets, without log-probabilities"]

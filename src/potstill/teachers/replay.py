@@ -76,7 +76,7 @@ class StoredChains(TextTeacher):
         path = self.find_path_or_none(self.recipe.teacher.chains, "teacher.chains")
         return None if path is None else count_rows(path, questions)[0] or None
 
-    def forecast(self, questions: Sequence[Question]) -> list[str]:
+    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
         path = self.find_path_or_none(self.recipe.teacher.chains, "teacher.chains")
         if path is None:
             return [f"teacher           replay: {self.recipe.teacher.chains} does not exist"]

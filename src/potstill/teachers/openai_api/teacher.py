@@ -33,7 +33,15 @@ from potstill.teachers.openai_api.request import Capabilities, ServerSettings, i
 from potstill.teachers.openai_api.scheduler import Scheduler
 from potstill.teachers.openai_api.scoring import score_texts
 from potstill.teachers.openai_api.token_entries import Piece, ReaderContext
-from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, UsageMeter, load_prompt_builder
+from potstill.teachers.protocol import (
+    PromptBuilder,
+    SamplingState,
+    Scorer,
+    UsageMeter,
+    describe_chains,
+    load_prompt_builder,
+    missing_chains,
+)
 
 FORECAST_SECONDS: Final = 60.0  # after this time, the remaining time is estimated
 FIXED_CAPABILITIES: Final = ("n", "whole", "bytes", "semantics", "left_out")  # these may not change during a run
@@ -202,22 +210,27 @@ class OpenAITeacher(Scorer):
         read_api_key(self.settings)
         _open_lookup(self.recipe)
 
-    def forecast(self, questions: Sequence[Question]) -> list[str]:
+    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
         teacher = self.recipe.teacher
         if teacher.prompt is not None and self.find_path_or_none(teacher.prompt, "teacher.prompt") is None:
             return [
                 f"teacher           openai: {teacher.prompt} does not exist; the run would stop at the stage sample"
             ]
         build_prompt, budget, settings = self.prompt_builder(), teacher.budget, self.settings
-        chains = len(questions) * teacher.samples
-        requests = -(-settings.samples // settings.samples_per_request)  # per question
-        prompt_tokens = round(sum(estimate_tokens(build_prompt(question)) for question in questions) * requests)
+        missing = missing_chains(questions, teacher.samples, stored)
+        chains, requests = sum(missing), [-(-number // settings.samples_per_request) for number in missing]
+        sizes = (
+            estimate_tokens(build_prompt(question)) * number
+            for question, number in zip(questions, requests, strict=True)
+            if number
+        )
+        prompt_tokens = round(sum(sizes))
         written = chains * teacher.max_tokens
         stores = f"{teacher.top_logprobs} log-probabilities per token"
         lines = [
             f"teacher           openai: {teacher.model} at {', '.join(teacher.server.urls)} (not contacted yet)",
-            f"  requests        {len(questions)} questions x {teacher.samples} = {chains} chains"
-            f" in {len(questions) * requests} requests, if n is honoured",
+            f"  requests        {describe_chains(questions, teacher.samples, stored)}"
+            f" in {sum(requests)} requests, if n is honoured",
             f"  tokens          about {prompt_tokens} in prompts, at most {written} in answers",
             f"  stores          {stores if teacher.top_logprobs else 'texts: hard targets'}, temperature"
             f" {teacher.temperature}",
@@ -227,6 +240,8 @@ class OpenAITeacher(Scorer):
             money = compute_cost(settings, prompt_tokens, written)
             per_million = f"at {prices.prompt:g} and {prices.completion:g} per million tokens"
             lines.append(f"  cost            at most about {money:.2f}, {per_million}")
+        else:
+            lines.append("  cost            unknown: no prices were given (teacher.budget.prices)")
         if budget.tokens or budget.money:
             limits = [f"{budget.tokens} tokens"] if budget.tokens else []
             limits += [f"{budget.money:g} in money"] if budget.money else []

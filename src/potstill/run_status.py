@@ -1,0 +1,206 @@
+"""The state of a run, which may be running: how far each stage is, what was spent, and the command that continues it.
+
+    >>> describe_counts("filter", {"verdicts": {"right": 6, "wrong": 4}, "kept": 5, "questions with a kept chain": 3})
+    '6 of 10 chains right; 5 kept, for 3 questions'
+
+`potstill status` prints it. This module imports neither torch nor the modules of the stages, so it is read in a third of a
+second. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill import storage, thoughts
+from potstill.errors import UserError
+from potstill.recipe import Recipe
+from potstill.records import BASE
+from potstill.run_reader import open_run
+from potstill.stages import recipe_stages
+from potstill.storage import ledger, manifest, run_folder, segments
+
+State = Literal["done", "running", "unfinished", "waiting", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """The state of a stage.
+
+    state   running: a process works on it now; unfinished: it has begun, and no process is known to work on it
+    counts  the counts of its manifest; before it is done, its counts so far
+    text    the same in one line for a reader, or the error of a broken stage
+    """
+
+    stage: str
+    state: State
+    counts: Mapping[str, Any]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """The state of a run.
+
+    stages     the stages of its recipe, in order
+    processes  the processes that work on it now
+    usage      what its teacher's server has used: requests, tokens, and money by the prices of the recipe
+    budget     the limits of tokens and money in its recipe; None: no limit
+    resume     the command that continues the run; None if all stages are done
+    """
+
+    run_dir: str
+    name: str
+    stages: tuple[StageStatus, ...]
+    processes: tuple[str, ...]
+    usage: Mapping[str, float]
+    budget: Mapping[str, float | None]
+    warnings: tuple[str, ...]
+    resume: str | None
+
+
+def read_status(run_dir: Path) -> RunStatus:
+    """The state of a run, which may be running. Raises UserError if the folder is not a run."""
+    recipe = open_run(run_dir).recipe
+    names = recipe_stages(recipe)
+    unfinished = [name for name in names if not (run_dir / name / manifest.MANIFEST_FILE).exists()]
+    processes = tuple(run_folder.working_processes(run_dir)) if unfinished else ()
+    stages = tuple(_read_stage(run_dir, recipe, name, running=bool(processes)) for name in names)
+    budget = recipe.teacher.budget
+    return RunStatus(
+        run_dir=str(run_dir),
+        name=recipe.name,
+        stages=stages,
+        processes=processes,
+        usage=ledger.total_usage(run_dir) if ledger.ledger_paths(run_dir) else {},
+        budget={"tokens": budget.tokens, "money": budget.money},
+        warnings=tuple(_read_warnings(run_dir)),
+        resume=f"potstill run {shlex.quote(str(run_dir))}" if unfinished else None,
+    )
+
+
+def _read_warnings(run_dir: Path) -> Iterator[str]:
+    """The warnings about answers that were cut inside a thought, as `cut_thoughts.read_warnings` gives them.
+
+    That module's package takes a second to import.
+    """
+    tested = sorted((run_dir / "test").glob(f"[0-9]*/{manifest.MANIFEST_FILE}"))
+    for path in tested or [run_dir / "evaluate" / BASE.name / manifest.MANIFEST_FILE]:
+        if path.exists():
+            counts, is_base = manifest.read_manifest(path).counts, path.parent.name == BASE.name
+            if warning := thoughts.describe_cut_thoughts(counts, is_base=is_base):
+                yield warning
+
+
+def _read_stage(run_dir: Path, recipe: Recipe, name: str, *, running: bool) -> StageStatus:
+    folder = run_dir / name
+    try:
+        finished, begun = manifest.read_finished(folder), manifest.read_begun(folder)
+        if finished is not None:
+            try:
+                text = describe_counts(name, finished.counts)
+            except (KeyError, TypeError, AttributeError):  # another version of potstill wrote other counts
+                text = json.dumps(finished.counts, ensure_ascii=False)[1:-1]
+            return StageStatus(name, "done", finished.counts, text)
+        if begun is None:
+            return StageStatus(name, "waiting", {}, "")
+        counts = count_so_far(run_dir, recipe, name)
+    except UserError as error:
+        return StageStatus(name, "broken", {}, str(error))
+    return StageStatus(name, "running" if running else "unfinished", counts, describe_progress(counts))
+
+
+# Finished stages
+
+
+def describe_counts(stage: str, counts: Mapping[str, Any]) -> str:
+    """The counts of a finished stage's manifest, in one line."""
+    match stage:
+        case "collect":
+            by_split = Counter[str]()
+            for name, number in counts["questions"].items():
+                by_split[name.rpartition(".")[2]] += number
+            return "questions: " + ", ".join(f"{number} {split}" for split, number in by_split.items())
+        case "sample":
+            return f"{counts['chains']} chains, {counts['tokens']} tokens"
+        case "filter":
+            verdicts = counts["verdicts"]
+            right = f"{verdicts.get('right', 0)} of {sum(verdicts.values())} chains right"
+            return f"{right}; {counts['kept']} kept, for {counts['questions with a kept chain']} questions"
+        case "align":
+            covered = "" if counts["covered"] is None else f", {counts['covered']:.1%} with the teacher's distribution"
+            return f"{counts['chains']} chains, {counts['positions']} positions{covered}"
+        case "train" | "repair":
+            stopped = " (stopped early)" if counts.get("stopped") else ""
+            return f"{counts['steps']} steps{stopped}, {len(counts['checkpoints'])} checkpoints"
+        case "evaluate" | "test":
+            return f"{len(counts['steps'])} checkpoints: {', '.join(map(str, counts['steps']))}"
+        case "select":
+            return f"step {counts['step']}"
+        case _:
+            return f"{counts['files']} files"
+
+
+# Stages in progress
+
+
+def count_so_far(run_dir: Path, recipe: Recipe, stage: str) -> dict[str, Any]:
+    """The counts of a stage that is not finished; empty for stages that take little time.
+
+    sample          chains; chains_at_most, if the teacher gives every question the same number of chains
+    train, repair   step, steps, loss, and the saved checkpoints. Training continues from the last one
+    evaluate, test  the evaluated checkpoints; the number of checkpoints in all
+    """
+    folder = run_dir / stage
+    if stage == "sample":
+        counts: dict[str, Any] = {"chains": segments.count_lines(segments.segment_paths(folder))}
+        collected = manifest.read_finished(run_dir / "collect")
+        if collected is not None and recipe.teacher.kind in ("local", "openai"):
+            sizes = collected.counts["questions"]
+            questions = sum(sizes.get(f"{name}.train", 0) for name in recipe.questions.train)
+            counts["chains_at_most"] = questions * recipe.teacher.samples
+        return counts
+    if stage in ("train", "repair"):
+        section = recipe.train if stage == "train" or recipe.on_policy is None else recipe.on_policy
+        saved = storage.list_saved_steps(folder / "checkpoints")
+        last: dict[str, Any] = {}
+        for last in storage.read_complete_lines(folder / "metrics.jsonl"):  # noqa: B007 - only the last row counts
+            pass
+        loss = {"loss": last["loss"]} if "loss" in last else {}
+        return {"step": last.get("step", 0), "steps": section.steps, **loss, "checkpoints": saved}
+    if stage in ("evaluate", "test"):
+        evaluated = sorted(path.parent.name for path in folder.glob(f"[0-9]*/{manifest.MANIFEST_FILE}"))
+        return {"evaluated": evaluated, "checkpoints": _count_checkpoints(run_dir, recipe, stage)}
+    return {}
+
+
+def _count_checkpoints(run_dir: Path, recipe: Recipe, stage: str) -> int:
+    """The number of checkpoints that a stage evaluates, with the base."""
+    if not recipe.has_teacher:
+        return 1
+    if stage == "test":
+        return 3 if recipe.on_policy else 2
+    trained = manifest.read_finished(run_dir / "train")
+    saved = 0 if trained is None else len(trained.counts["checkpoints"])
+    return 1 + saved * len({*(recipe.evaluate.interpolate or ()), 1.0})
+
+
+def describe_progress(counts: Mapping[str, Any]) -> str:
+    """The counts of `count_so_far` in one line."""
+    if "chains" in counts:
+        most = counts.get("chains_at_most")
+        share = f" of at most {most} chains ({counts['chains'] / most:.0%})" if most else " chains"
+        return f"{counts['chains']}{share}"
+    if "step" in counts:
+        loss = f", loss {counts['loss']:.4f}" if "loss" in counts else ""
+        saved = counts["checkpoints"]
+        newest = f"last checkpoint: step {saved[-1]}" if saved else "no checkpoint yet"
+        return f"step {counts['step']} of {counts['steps']}{loss}; {newest}"
+    if "evaluated" in counts:
+        return f"{len(counts['evaluated'])} of {counts['checkpoints']} checkpoints evaluated"
+    return ""
