@@ -2,8 +2,9 @@
 
     print(describe_run(load_recipe(path)))        # what `potstill run RECIPE --dry-run` prints
 
-For an existing run, the plan says what each stage has stored and what the run would do with it; chains, money and time are
-those from here.
+The weights of a model on the hub are not downloaded; its configuration and tokenizer are. For an existing run, the plan
+says what each stage has stored and what the run would do with it; chains, money and time are those from here.
+
 Missing models and chains are listed, and everything that does not depend on them is still estimated. Lengths are means
 over the first training questions and their own solutions, because the teacher's chains do not exist yet.
 """
@@ -49,7 +50,11 @@ def describe_run(recipe: Recipe, run_dir: Path | None = None, redo: str | None =
     run_dir  the folder of the run; by default `runs/NAME`
     redo     a stage that the run would make again, with all later stages
     """
-    run_dir = run_dir or runner.default_run_dir(recipe)
+    with models.without_weights():
+        return _describe_run(recipe, run_dir or runner.default_run_dir(recipe), redo)
+
+
+def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
     exists = (run_dir / "recipe.yaml").is_file()
     so_far, run_lines = Progress(), list[str]()
     if exists:
@@ -163,7 +168,11 @@ def _student_lines(recipe: Recipe) -> list[str]:
         if path is not None:
             models.check_tokenizer(recipe, path)
             chat = _open_chat_template(recipe)
-        weights = str(path) if path else f"{section.model} is missing: the run would stop at train"
+        weights = f"{section.model} is missing: the run would stop at train"
+        if path is not None:
+            missing = models.find_model(recipe, section.model, "student.model", section.revision).missing_bytes
+            download = f" (the run downloads {_format_gib(missing)} of weights)" if missing else ""
+            weights = f"{section.model if missing else path}{download}"
     if count is None:
         return [f"student           {weights}; its size is unknown unless student.shape is also set", ""]
     gib = count / 2**30
@@ -434,7 +443,15 @@ def _parameter_count(recipe: Recipe) -> int | None:
     if recipe.student.shape is not None and (shape := _find_shape(recipe)) is not None:
         return models.count_parameters(shape)
     path = _student_folder(recipe)
-    return None if path is None else models.count_stored_parameters(path)
+    if path is None:
+        return None
+    try:
+        return models.count_stored_parameters(path)
+    except UserError as fault:
+        if fault.code != models.NOT_DOWNLOADED:
+            raise
+        shape = models.read_shape(path)
+        return None if shape is None else models.count_parameters(shape)
 
 
 def _checkpoint_count(recipe: Recipe) -> int:

@@ -116,6 +116,42 @@ def download_model(name: str, revision: str | None, *, key: str) -> Snapshot:
     return snapshot
 
 
+def download_model_without_weights(name: str, revision: str | None, *, key: str, cache: Path) -> tuple[Snapshot, int]:
+    """Download the configuration and the tokenizer of a model. Also returns the size of its missing weights in bytes.
+
+    If the hub's cache has the whole model, it is used, and the size is 0.
+
+    cache  another cache than the hub's: a later `download_model` must not take the folder for a whole model
+
+    Raises UserError as `download_model` does, and if the repository has no safetensors weights.
+    """
+    import huggingface_hub as library
+
+    with _hub_errors(key, name, revision):
+        api = library.HfApi(endpoint=endpoint())
+        commit = api.model_info(name, revision=revision).sha
+        tree = api.list_repo_tree(name, revision=commit)
+        weights = {
+            entry.path: entry.size
+            for entry in tree
+            if isinstance(entry, library.RepoFile) and entry.path.endswith(".safetensors")
+        }
+        arguments: dict[str, Any] = {"ignore_patterns": list(OTHER_COPIES), "endpoint": endpoint(), "revision": commit}
+        with contextlib.suppress(library.errors.LocalEntryNotFoundError):
+            whole = _snapshot(library.snapshot_download(name, local_files_only=True, **arguments))
+            if weights and all((whole.folder / path).is_file() for path in weights):
+                return whole, 0
+        patterns = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+        folder = library.snapshot_download(name, allow_patterns=patterns, cache_dir=cache, **arguments)
+    if not weights:
+        what, hint = (
+            "the repository has no safetensors weights",
+            "name a model with *.safetensors, or convert its weights",
+        )
+        raise UserError(what, code="E-hub-no-weights", where=key, found=name, hint=hint)
+    return _snapshot(folder), sum(weights.values())
+
+
 def download_dataset_file(name: str, file: str, commit: str, *, key: str) -> Path:
     """The cached path of a file of a data set's repository at a commit. Raises UserError as `download_model` does."""
     return _download_file("dataset", name, file, commit, key)

@@ -54,6 +54,8 @@ def find_problems(
         try:
             check()
         except UserError as fault:
+            if fault.code == models.NOT_DOWNLOADED:  # the stage downloads them
+                continue
             problems.setdefault((fault.what, fault.where), Problem(stage, fault, later=stage == "report"))
     return sorted(problems.values(), key=lambda problem: stages.index(problem.stage))
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from potstill import process, progress, storage, teachers
+from potstill import models, process, progress, storage, teachers
 from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys, recipe_to_yaml
 from potstill.stages import ALL_STAGES, STAGES, open_stage, recipe_stages, stages_from
@@ -182,7 +182,8 @@ def plan_stages(recipe: Recipe, run_dir: Path, redo: str | None = None) -> list[
                 else:
                     plans.append(StagePlan(name, "extend" if extends or "extend" in actions else "keep"))
         except UserError as fault:
-            plans.append(StagePlan(name, "refuse", fault))
+            unknown = fault.code == models.NOT_DOWNLOADED  # as in a copied run: its weights cannot be compared
+            plans.append(StagePlan(name, "resume") if unknown else StagePlan(name, "refuse", fault))
     return plans
 
 

@@ -18,7 +18,7 @@ from pyarrow import parquet
 import hub_server
 import tiny
 from expect import user_error
-from potstill import hub, models, storage, tokenization
+from potstill import dry_run, hub, models, storage, tokenization
 from potstill.cli import push
 from potstill.errors import UserError
 from potstill.models import sources
@@ -342,3 +342,29 @@ def test_a_run_without_a_student_is_not_pushed(finished: Path, tmp_path: Path) -
     early = tiny.before(finished, tmp_path / "early", "report")
     with user_error("E-push-no-student", hint="potstill report"):
         push_run(early)
+
+
+def test_a_plan_downloads_no_weights(
+    served: hub_server.Hub, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "potstill"))
+    folder, tokenizer = tmp_path / "student", tokenization.load_tokenizer(world / "student-tokenizer")
+    folder.mkdir()
+    student = models.random_student(models.Shape("t5", 32, 1, 2, 64, 16, tokenizer.size), tokenizer, 1)
+    student.save(folder)
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    commit = served.model("owner/student", files)
+    recipe = tiny.recipe(world, f"student={{model: owner/student, revision: {commit}}}")
+    plan = dry_run.describe_run(recipe, tmp_path / "none")
+    assert "owner/student (the run downloads 0.00 GiB of weights)" in plan and "problems          none found" in plan
+    assert f"parameters      {sum(p.numel() for p in student.model.parameters())}" in plan and "no estimate" not in plan
+    assert not [request for request in served.requests if "safetensors" in request]
+    # The run does not take the folder without weights for the model, and a later plan uses the downloaded model.
+    run_dir = tiny.make(world, tmp_path / "run", f"student={{model: owner/student, revision: {commit}}}", until="train")
+    assert (run_dir / "train" / "manifest.json").exists()
+    sources.locate_model.cache_clear()
+    plan = dry_run.describe_run(recipe, run_dir)
+    assert "the run downloads" not in plan and "train           up to date" in plan
+    served.model("owner/pickled", {name: data for name, data in files.items() if not name.endswith(".safetensors")})
+    pickled = tiny.recipe(world, "student={model: owner/pickled}")
+    assert "E-hub-no-weights" in dry_run.describe_run(pickled, tmp_path / "none")

@@ -33,7 +33,7 @@ from potstill.models.load import (
     weights_identity,
 )
 from potstill.models.lora import ADAPTER_FOLDER, AdapterBase, add_adapters, copy_adapter
-from potstill.models.sources import ModelSource, find_model, find_scorer, locate_model
+from potstill.models.sources import NOT_DOWNLOADED, ModelSource, find_model, find_scorer, locate_model, without_weights
 from potstill.models.student import (
     SHAPES,
     Head,
@@ -51,6 +51,7 @@ VERSION: Final = 1  # version of the rendering of prompts, of random weights, an
 
 __all__ = [
     "ADAPTER_FOLDER",
+    "NOT_DOWNLOADED",
     "SHAPES",
     "VERSION",
     "AdapterBase",
@@ -94,4 +95,5 @@ __all__ = [
     "tokenizer_folder",
     "tokenizer_from_recipe",
     "weights_identity",
+    "without_weights",
 ]

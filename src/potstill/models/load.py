@@ -37,7 +37,7 @@ from potstill.models.chat_template import (
     has_chat_template,
     open_chat_template,
 )
-from potstill.models.sources import ModelSource, find_model
+from potstill.models.sources import NOT_DOWNLOADED, ModelSource, find_model, require_weights
 from potstill.models.student import SHAPES, DType, Family, Shape, Student, count_parameters, quiet_transformers
 from potstill.models.weight_files import FIX_CONFIG, StoredDType, TensorHeader
 from potstill.recipe import Recipe, find_path
@@ -113,6 +113,7 @@ def check_weights(folder: Path | str, *, trust_remote_code: bool = False) -> Non
     Takes as long as reading the weights once. Raises UserError as `open_student` does, with the folder as place.
     """
     folder = Path(folder)
+    require_weights(folder)
     try:
         tensors = _check_folder(folder, trust_remote_code)
         model = open_student(folder, trust_remote_code=trust_remote_code, weights=False).model
@@ -421,20 +422,30 @@ def shape_from_recipe(recipe: Recipe, vocabulary: int) -> Shape:
 
 
 def count_stored_parameters(folder: Path) -> int:
-    """The number of parameters of the model in a folder, from the headers of its weight files."""
+    """The number of parameters of the model in a folder, from the headers of its weight files.
+
+    Raises UserError if its weights have not been downloaded.
+    """
+    require_weights(folder)
     return sum(math.prod(tensor.shape) for tensor in weight_files.list_tensors(folder).values())
 
 
 def read_shape(folder: Path) -> Shape | None:
     """The size of the model in a folder, from its config.json. None for an architecture whose matrices a `Shape` does not
-    describe, such as a mixture of experts: the number of parameters then differs from that of the stored weights."""
+    describe, such as a mixture of experts: the number of parameters then differs from that of the stored weights. Without
+    the weights (see `without_weights`), only the architectures in TESTED_TYPES have a size."""
     try:
         with quiet_transformers():
             config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
         shape = _shape_of_config(config)
     except (OSError, ValueError, AttributeError, TypeError):  # unreadable, custom code, or other names of the sizes
         return None
-    stored = count_stored_parameters(folder)
+    try:
+        stored = count_stored_parameters(folder)
+    except UserError as fault:
+        if fault.code != NOT_DOWNLOADED:
+            raise
+        return shape if config.model_type in TESTED_TYPES else None
     return shape if abs(count_parameters(shape) - stored) < MAX_SIZE_ERROR * stored else None
 
 

@@ -15,10 +15,12 @@ A name has one of these forms, tried in this order:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,21 +33,62 @@ from potstill.models.weight_files import refuse_other_folders
 from potstill.recipe import Recipe
 from potstill.storage import atomic
 
+NOT_DOWNLOADED: Final = "E-model-not-downloaded"  # the code of the error; no problem, because the run downloads them
 PACKAGE_PREFIX: Final = "package:"
 PART_SUFFIX: Final = ".gguf.part*"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The folder of a model; and for a model from the hub, its commit, which is part of a run's identity."""
+    """The folder of a model; and for a model from the hub, its commit, which is part of a run's identity.
+
+    missing_bytes  size of the weights that the folder lacks (see `without_weights`)
+    """
 
     folder: Path
     commit: str | None = None
+    missing_bytes: int = 0
 
     def identity(self, key: str) -> dict[str, str]:
-        """Recipe key -> digest of the model; for a model from the hub, also its commit."""
+        """Recipe key -> digest of the model; for a model from the hub, also its commit.
+
+        Raises UserError if its weights have not been downloaded.
+        """
+        if self.missing_bytes:
+            raise _not_downloaded_error(key)
         digests = {key: storage.folder_fingerprint(self.folder)}
         return digests if self.commit is None else digests | {f"{key} (commit)": self.commit}
+
+
+_WITH_WEIGHTS: Final = ContextVar("potstill_with_weights", default=True)
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Do not download weights from the hub during the block.
+
+    `find_model` then gives a folder with the configuration and the tokenizer only, unless the hub's cache has the model.
+    """
+    token = _WITH_WEIGHTS.set(False)
+    try:
+        yield
+    finally:
+        _WITH_WEIGHTS.reset(token)
+
+
+def require_weights(folder: Path) -> None:
+    """Raise UserError for a folder whose weights have not been downloaded."""
+    if folder.is_relative_to(_partial_cache()):
+        raise _not_downloaded_error(folder)
+
+
+def _partial_cache() -> Path:
+    return storage.cache_folder() / "models-without-weights"
+
+
+def _not_downloaded_error(where: object) -> UserError:
+    what, hint = "the weights have not been downloaded", "the run downloads them"
+    return UserError(what, code="E-model-not-downloaded", where=where, hint=hint)
 
 
 def find_model(recipe: Recipe, name: str, key: str, revision: str | None = None) -> ModelSource:
@@ -58,7 +101,8 @@ def find_model(recipe: Recipe, name: str, key: str, revision: str | None = None)
         if not hub.is_hub_name(name):
             raise
         path = None
-    return locate_model(name if path is None else str(path), key=key, revision=revision)
+    found = name if path is None else str(path)
+    return locate_model(found, key=key, revision=revision, weights=_WITH_WEIGHTS.get())
 
 
 def find_scorer(recipe: Recipe) -> ModelSource:
@@ -69,10 +113,11 @@ def find_scorer(recipe: Recipe) -> ModelSource:
 
 
 @functools.lru_cache(maxsize=64)
-def locate_model(name: str, *, key: str, revision: str | None = None) -> ModelSource:
+def locate_model(name: str, *, key: str, revision: str | None = None, weights: bool = True) -> ModelSource:
     """The model with a name of one of the forms above. A process looks up every name only once.
 
-    key  recipe key, for messages
+    key      recipe key, for messages
+    weights  whether to download the weights of a model from the hub
 
     Raises UserError if there is no such model, if it cannot be downloaded or converted, or if `revision` is given for a
     model that is not on the hub.
@@ -91,6 +136,9 @@ def locate_model(name: str, *, key: str, revision: str | None = None) -> ModelSo
         )
     if name.startswith(PACKAGE_PREFIX):
         return ModelSource(convert_gguf(_find_package_file(name.removeprefix(PACKAGE_PREFIX), key), key=key))
+    if on_hub and not weights and not hub.is_offline():
+        partial, size = hub.download_model_without_weights(name, revision, key=key, cache=_partial_cache())
+        return ModelSource(partial.folder, partial.commit, size)
     if on_hub:
         snapshot = hub.download_model(name, revision, key=key)
         refuse_other_folders(snapshot.folder)

@@ -150,9 +150,12 @@ class LocalModel(Scorer):
         teacher, folder = self.recipe.teacher, self._folder_or_none()
         chains = sum(missing_chains(questions, teacher.samples, stored))
         chat = folder is not None and self.uses_chat_template
+        place = f"{teacher.model} does not exist; the run would stop at the stage sample"
+        if folder is not None:
+            size = self._source.missing_bytes
+            place = f"{teacher.model} (the run downloads {size / 2**30:.2f} GiB of weights)" if size else str(folder)
         return [
-            f"teacher           {teacher.kind}: "
-            + (f"{folder}" if folder else f"{teacher.model} does not exist; the run would stop at the stage sample"),
+            f"teacher           {teacher.kind}: {place}",
             f"  requests        {describe_chains(questions, teacher.samples, stored)} of at most"
             f" {chains * teacher.max_tokens} tokens",
             f"  stores          {teacher.top_logprobs} log-probabilities per token, temperature {teacher.temperature}",
