@@ -101,10 +101,10 @@ def run_all(seeds: Sequence[int], jobs: int, rest: Sequence[str]) -> None:
             future.result()
 
 
-def run(suffix: str, changes: Sequence[str], rest: Sequence[str], threads: int) -> None:
-    """One run. Its messages are in runs/smollm2-*.log; the last ones are printed if it fails."""
+def run(suffix: str, changes: Sequence[str], rest: Sequence[str], threads: int, until: str = "run") -> None:
+    """One run, up to the stage `until`. Its messages are in runs/smollm2-*.log; the last ones are printed if it fails."""
     overrides = [argument for change in (f"name={NAME}-{suffix}", *changes) for argument in ("--set", change)]
-    command = [sys.executable, "-m", "potstill", "run", str(RECIPE), *overrides, *rest]
+    command = [sys.executable, "-m", "potstill", until, str(RECIPE), *overrides, *rest]
     log = run_dir(suffix).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     start = time.monotonic()
