@@ -146,7 +146,7 @@ def test_page_tables_card_and_terminal_state_the_baseline(run_dir: Path, capsys:
     card, page = (run_dir / "student/README.md").read_text(), (run_dir / "report/index.html").read_text()
     for text in (card, page, capsys.readouterr().out.replace("\n", " ")):
         assert sentence in text
-    assert '<section id="labels">' in page and "Confusion matrix" in page
+    assert page.count('<section id="labels">') == 1 and "Confusion matrix" in page
     rows = list(csv.DictReader((run_dir / "report" / "confusion.csv").open()))
     assert sum(int(row["n"]) for row in rows) == sum(table.n for table in open_run(run_dir).labels("test"))
 
@@ -160,7 +160,10 @@ def test_a_model_that_is_only_evaluated_has_the_tables_too(
     [table, _] = open_run(run_dir).labels("test")
     assert (table.checkpoint, table.majority, table.majority_from) == (BASE, "how many", "test")
     results.print_scores(run_dir)
-    assert "the most frequent label of these questions" in capsys.readouterr().out.replace("\n", " ")
+    page = (run_dir / "report" / "index.html").read_text()
+    assert page.count('<section id="labels">') == 1 and 'href="#labels"' in page
+    for text in (page, capsys.readouterr().out.replace("\n", " ")):
+        assert "the most frequent label of these questions" in text
 
 
 def test_a_run_without_labels_is_as_before(finished: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 
 from example_report import GROUPS, HOSTILE, example, hostile, score
 from potstill.errors import escape_hidden
-from potstill.records import BASE, Checkpoint, Choice
+from potstill.records import BASE, Checkpoint, Choice, LabelTable
 from potstill.report import csv_tables, figures, html, question_views, sentences
 from potstill.report.csv_tables import FORMULA_PREFIXES, build_tables, to_csv
 from potstill.report.figures import draw_figures
@@ -221,6 +221,26 @@ def test_any_text_stays_text(text: str) -> None:
 def test_the_same_data_give_the_same_bytes(html: str) -> None:
     assert built(example())[0] == html
     assert build_tables(example()) == build_tables(example())
+
+
+def test_a_classification_has_a_section_of_its_own() -> None:
+    full = example()
+    assert full.choice is not None
+    kind = (full.choice.format, full.choice.decoding, ("spam", "<b>"))
+    tables = [
+        LabelTable(BASE, "gsm8k", "test", *kind, ((2, 1, 1, 0), (0, 0, 0, 4)), "spam", "train"),
+        LabelTable(full.choice.checkpoint, "gsm8k", "test", *kind, ((3, 0, 0, 1), (1, 3, 0, 0)), "spam", "train"),
+    ]
+    html, reader = built(replace(full, labels=tuple(tables)))
+    assert [each["id"] for tag, each in reader.elements if tag == "section"][1] == "labels" and "#labels" in html
+    section = Reader(html.partition('<section id="labels">')[2].partition("</section>")[0]).text.replace("\xa0", " ")
+    assert "Always answering “spam”, the most frequent label in training, would be right on 50.0 % of gsm8k." in section
+    assert (
+        "spam 4 75.0 % 50.0 % 4 75.0 % 100.0 %" in section
+    )  # questions, recall, of the base, answered, precision, ...
+    assert "<b> 4 75.0 % 0.0 % 3 100.0 % 0.0 %" in section and "&lt;b&gt;" in html
+    lines = build_tables(replace(full, labels=tuple(tables)))["confusion"].splitlines()
+    assert len(lines) == 1 + 4 + 4 and f'"gsm8k","{kind[0]}","{kind[1]}",0,"<b>","(none)",4' in lines
 
 
 def test_empty_pieces_say_why() -> None:
