@@ -25,7 +25,10 @@ def take(run: Path, out: Path) -> list[Path]:
         for device, width in headless.WIDTHS.items():
             for scheme in ("light", "dark"):
                 context = browser.new_context(
-                    viewport={"width": width, "height": HEIGHTS[device]}, color_scheme=scheme, device_scale_factor=2
+                    viewport={"width": width, "height": HEIGHTS[device]},
+                    color_scheme=scheme,
+                    reduced_motion="reduce",
+                    device_scale_factor=2,
                 )
                 page = context.new_page()
                 page.goto(headless.address(file))

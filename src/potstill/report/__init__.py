@@ -5,6 +5,8 @@
     tables = build_tables(data)                                  # csv_tables: CSV text by name
     card = render_card(data, facts)                              # card: README.md of the student's folder
 
-`summary` computes the numbers of the tables and figures, `run_files` reads files for `collect`, and `licences` finds the
-sources of a student.
+`summary` computes the numbers of the tables and figures, and `sentences` says them. `question_views` prepares the questions
+of the page, which `example_questions` picks. `calibration` measures confidence and entropy. `run_files` and
+`calibration_files` read files for `collect`, and `licences` finds the sources of a student. `model_comparison` compares
+models for the page of `potstill compare`.
 """
