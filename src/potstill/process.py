@@ -36,15 +36,17 @@ LAUNCHER_VARIABLES: Final = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
 PORT_RANGE: Final = 20000  # the number of ports that are used, and also the first port
-# Number of matrix kernels that oneDNN keeps on a CPU; 1024 by default. Every number of tokens needs other kernels, so most
-# are never used again: without this limit, 72 steps of a model of 135 million parameters took 3 GiB more.
-KERNEL_CACHE: Final = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+# Numbers of matrix kernels that oneDNN and torch's interface to it keep on a CPU; 1,024 each by default. Every number of
+# tokens needs other kernels, so most are never used again: with the defaults, training a model of 135 million parameters
+# took 3 GiB more after 72 steps than after the first.
+KERNEL_CACHES: Final = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "1"}
 
 
-def limit_kernel_cache() -> None:
-    """Limit the memory of oneDNN's kernels (see KERNEL_CACHE), unless the environment sets it. Has no effect after the first
+def limit_kernel_caches() -> None:
+    """Limit the memory of matrix kernels (see KERNEL_CACHES), unless the environment sets it. Has no effect after the first
     product of this process."""
-    os.environ.setdefault(*KERNEL_CACHE)
+    for name, value in KERNEL_CACHES.items():
+        os.environ.setdefault(name, value)
 
 
 @dataclass(frozen=True, slots=True)

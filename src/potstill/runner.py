@@ -70,7 +70,7 @@ def run(
     Raises UserError for every error that only the user can fix; all finished work is kept. Problems of earlier stages and
     of external inputs of the redone stages are found before anything is removed.
     """
-    process.limit_kernel_cache()
+    process.limit_kernel_caches()
     run_dir = run_dir or default_run_dir(recipe)
     names = recipe_stages(recipe)
     until = names[-1] if until == STAGES[-1] else until

@@ -73,12 +73,10 @@ def test_the_recipe_refuses_a_peak_of_nothing(world: Path) -> None:
         parse_recipe(tiny.RECIPE, "tiny.yaml", [f"data={world}", "train.peak_flops=0"])
 
 
-def test_a_run_limits_the_kernels_that_onednn_keeps(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By default it keeps 1,024, a set for every number of tokens. A value of the user is kept."""
-    name, value = process.KERNEL_CACHE
-    for before in (None, "7"):
-        monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
-        tiny.make(world, tmp_path / f"run-{before}", until="collect")
-        assert os.environ[name] == (before or value)
+def test_a_run_limits_the_kernels_that_are_kept(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default there are 1,024, a set for every number of tokens. A value of the user is kept."""
+    for name in process.KERNEL_CACHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    tiny.make(world, tmp_path / "run", until="collect")
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16" and os.environ["LRU_CACHE_CAPACITY"] == "7"
