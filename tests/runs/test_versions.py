@@ -177,5 +177,5 @@ def test_a_raised_version_stops_a_run_with_one_message(world: Path, finished: Pa
         [sys.executable, "-c", program], cwd=Path(tiny.__file__).parent, capture_output=True, text=True
     )
     assert "UserError" in completed.stderr and "version of evaluation: 1 -> 2" in completed.stderr
-    assert "--redo evaluate (makes evaluate, select, repair, test, report again)" in completed.stderr
+    assert "--redo evaluate (makes evaluate, select, test, report again)" in completed.stderr
     assert tiny.contents(run_dir) == tiny.contents(finished)

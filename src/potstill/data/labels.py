@@ -15,13 +15,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from potstill import prompts
 from potstill.data.set_files import RawQuestion
 from potstill.errors import UserError
 from potstill.grading.words import parse_gold_label
-from potstill.recipe import Recipe
+
+if TYPE_CHECKING:
+    from potstill.recipe import Recipe
 
 ANSWER_TYPE: Final = "label"
 MAX_SHOWN: Final = 3  # number of wrong records in a message

@@ -1,5 +1,6 @@
 """The sentences of the page and of the model card.
 
+>>> from potstill.report.model import Interval
 >>> data = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="seed: 1")
 >>> summary_sentence(data)
 'Nothing was compared: the run has no scores on the test split.'
