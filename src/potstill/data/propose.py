@@ -137,7 +137,7 @@ def _read_splits(rows: Sequence[Mapping[str, Any]], columns: dict[str, str], not
         return dict(counts)
     notes.append(
         f"the column `{columns['split']}` is not used: its values are {', '.join(sorted(counts)[:5])}, not train, validation"
-        " and test. The questions are divided anew"
+        " and test. The questions are split again"
     )
     columns["split"] = UNUSED
     return {}
