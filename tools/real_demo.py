@@ -37,6 +37,7 @@ BARE_ANSWERS = (
     "train.formats={zero-shot-answer: 1}",
     "evaluate.formats=[zero-shot-answer]",
     "evaluate.test_decodings=[]",
+    "evaluate.max_tokens=32",
     "evaluate.texts=null",
     "select.format=zero-shot-answer",
 )

@@ -12,7 +12,6 @@ interrupted experiment continues where it stopped. Words after `--` go to every 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import statistics
 import time
@@ -25,6 +24,7 @@ from real_demo import format_cell, read_right, run, run_dir
 import potstill as ps
 from potstill.evaluation.intervals import seeds_interval
 from potstill.records import BASE
+from potstill.report.calibration import candidate_entropy
 from potstill.report.summary import format_points, percent_number
 
 RULES = ("one-hot", "span", "text")
@@ -122,19 +122,13 @@ def describe_chains() -> Iterator[str]:
     for chain, verdict in ps.open_run(run_dir("chains")).chains():
         total, kept = total + 1, kept + verdict.kept
         if verdict.kept:
-            entropies += [entropy([math.exp(value) for _, value in step]) for step in chain.candidates]
+            entropies += map(candidate_entropy, chain.candidates)
     yield f"- chains of the teacher: {total}, of which {kept} ({percent_number(kept / total)} %) are right"
     certain = sum(value < 0.01 for value in entropies) / len(entropies)
     yield (
         f"- entropy of its tokens in the right chains: mean {statistics.fmean(entropies):.3f} nats, median"
         f" {statistics.median(entropies):.3f}; {percent_number(certain)} % of the tokens have less than 0.01 nats"
     )
-
-
-def entropy(probabilities: Sequence[float]) -> float:
-    """Entropy in nats; the tokens that are not listed count as one outcome."""
-    tail = max(0.0, 1 - sum(probabilities))
-    return -sum(value * math.log(value) for value in [*probabilities, tail] if value > 0)
 
 
 def describe_targets(opened: ps.Run) -> str:
