@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from potstill import (
@@ -29,7 +30,7 @@ from potstill import (
 from potstill.data import assemble, labels, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
-from potstill.existing_run import Progress, describe_existing_run, read_progress
+from potstill.existing_run import INDENT, Progress, describe_existing_run, read_progress
 from potstill.recipe import Recipe
 from potstill.records import BASE, Question, Split
 from potstill.storage import ledger
@@ -40,7 +41,6 @@ SAMPLE_QUESTIONS = 200  # number of training questions whose prompts and solutio
 FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan has a time for each rate
 STAGE_NAMES = {"evaluation": "evaluate", "test": "test"}  # name in the plan -> stage
 FEW_QUESTIONS = 100  # below this number, the plan states the uncertainty of a score
-INDENT = " " * 18
 Sets = dict[str, dict[str, list[Question]]]  # set -> split -> questions
 
 
@@ -62,23 +62,24 @@ def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
         so_far = read_progress(recipe, run_dir, plans)
         run_lines = _section(lambda: describe_existing_run(run_dir, plans, redo), "this run")
     downloads = any(spec.file is None or spec.hub is not None for spec in recipe.sets.values())
-    cache = " except downloaded sets" if downloads else ""
+    unless = " except downloaded sets" if downloads else ""
     try:
         assembled = assemble.assemble_questions(recipe)
     except UserError as fault:
         if not run_lines:
             raise
         hint = f"questions         no estimate: {fault.where}: {fault.what}"  # as for a run that was copied without its sets
-        return "\n".join([f"plan of {recipe.name} (nothing is written{cache})", "", *run_lines, hint])
+        return "\n".join([f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, hint])
     sets = assembled.questions
-    lines = [f"plan of {recipe.name} (nothing is written{cache})", "", *run_lines, *_question_lines(assembled)]
+    lines = [f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, *_question_lines(assembled)]
     train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
     if recipe.has_teacher:
         lines += _section(lambda: [*_teacher_lines(recipe, train, run_dir, so_far), ""], "teacher")
         lines += _section(lambda: _student_lines(recipe), "student")
-        lines += _section(lambda: _training_lines(recipe, train), "training")
+        plan = cache(lambda: _plan_step(recipe, train))  # two parts need it, and each names its error
+        lines += _section(lambda: _training_lines(recipe, train, plan()), "training")
         lines += _section(lambda: _evaluation_lines(recipe, sets, so_far), "answers")
-        lines += _section(lambda: ["", *_cost_lines(recipe, train, sets, so_far)], "cost")
+        lines += _section(lambda: ["", *_cost_lines(recipe, plan(), sets, so_far)], "cost")
     else:
         n, formats = sum(len(by_split.get("test", [])) for by_split in sets.values()), len(recipe.evaluate.formats)
         answers = f"{n} x {formats} = {n * formats} of at most {recipe.evaluate.max_tokens} tokens"
@@ -238,9 +239,9 @@ def _plan_step(recipe: Recipe, train: Sequence[Question]) -> _StepPlan:
     return _StepPlan(lengths, chains, n * tokens, n * supervised)
 
 
-def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
+def _training_lines(recipe: Recipe, train: Sequence[Question], plan: _StepPlan) -> list[str]:
     """The lines about training. Raises UserError if training would fail."""
-    section, plan = recipe.train, _plan_step(recipe, train)
+    section = recipe.train
     total, learnt = plan.tokens * section.steps, plan.supervised * section.steps
     lines = _format_lines(recipe, train, plan.chains, plan.lengths)
     lines += [
@@ -361,12 +362,12 @@ def _list_evaluations(recipe: Recipe, sets: Sets, so_far: Progress) -> list[_Eva
     return evaluations
 
 
-def _cost_lines(recipe: Recipe, train: Sequence[Question], sets: Sets, so_far: Progress) -> list[str]:
+def _cost_lines(recipe: Recipe, plan: _StepPlan, sets: Sets, so_far: Progress) -> list[str]:
     """Time and memory of training and evaluation. Raises UserError if the model is missing."""
     shape = _find_shape(recipe)
     if shape is None:
         return ["cost              no estimate: the model has another architecture, or its size is unknown"]
-    section, evaluate, plan = recipe.train, recipe.evaluate, _plan_step(recipe, train)
+    section, evaluate = recipe.train, recipe.evaluate
     batch = min(section.batch_tokens, plan.tokens)
     memory = estimates.training_memory(
         shape,

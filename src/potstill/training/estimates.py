@@ -9,8 +9,8 @@
 
 The unit of time is the operation: a product of [n, a] and [a, b] takes 2 n a b of them. `measure_product_rate` measures how
 many a device does per second on matrices of the model's size. Training and decoding also do other work than products with
-weights (attention, norms, the optimizer, sampling), and they reach the shares below of that rate. The shares were measured
-(see docs/measurements.md), and differ by a factor of two between models and devices, so an estimate is no more exact.
+weights (attention, norms, the optimizer, sampling), so an estimate takes only the shares below of that rate. They are rough
+values from one model on one CPU (docs/log.md): a time may be wrong by a factor of two or three.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Final, Literal
 
 import torch
 
+from potstill.losses.sparse import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
 from potstill.models import Shape, count_matrix_elements, count_parameters, default_device
 
 TRAINING_SHARE: Final = 0.5  # share of the rate of products that training reaches
 DECODING_SHARE: Final = 0.3  # the same for decoding
 PROCESS_BYTES: Final = 500 << 20  # Python and its libraries
-MAX_LOGITS: Final = 1 << 24  # logits that the loss computes at a time
 UNCACHED_ELEMENTS: Final = 1 << 25  # a matrix of this size does not fit in a processor's cache
 Precision = Literal["float32", "bfloat16"]
 
@@ -79,7 +79,7 @@ def training_memory(
     if checkpointing:
         activations += tokens * shape.d_model * 4 * stored
     head = 4 * shape.vocabulary * shape.d_model
-    rows = max(256, MAX_LOGITS // shape.vocabulary)
+    rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // shape.vocabulary)  # of logits that exist at a time
     parts = {
         "weights, gradients and optimizer": per_parameter * parameters,
         "16-bit copies of the weights": 2 * parameters if precision == "bfloat16" else 0,
