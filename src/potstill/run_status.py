@@ -12,15 +12,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill import storage, thoughts
+from potstill import cut_thoughts, storage
 from potstill.errors import UserError
 from potstill.recipe import Recipe
-from potstill.records import BASE
 from potstill.run_reader import open_run
 from potstill.stages import recipe_stages
 from potstill.storage import ledger, manifest, run_folder, segments
@@ -79,22 +78,9 @@ def read_status(run_dir: Path) -> RunStatus:
         processes=processes,
         usage=ledger.total_usage(run_dir) if ledger.ledger_paths(run_dir) else {},
         budget={"tokens": budget.tokens, "money": budget.money},
-        warnings=tuple(_read_warnings(run_dir)),
+        warnings=tuple(cut_thoughts.read_warnings(run_dir)),
         resume=f"potstill run {shlex.quote(str(run_dir))}" if unfinished else None,
     )
-
-
-def _read_warnings(run_dir: Path) -> Iterator[str]:
-    """The warnings about answers that were cut inside a thought, as `cut_thoughts.read_warnings` gives them.
-
-    That module's package takes a second to import.
-    """
-    tested = sorted((run_dir / "test").glob(f"[0-9]*/{manifest.MANIFEST_FILE}"))
-    for path in tested or [run_dir / "evaluate" / BASE.name / manifest.MANIFEST_FILE]:
-        if path.exists():
-            counts, is_base = manifest.read_manifest(path).counts, path.parent.name == BASE.name
-            if warning := thoughts.describe_cut_thoughts(counts, is_base=is_base):
-                yield warning
 
 
 def _read_stage(run_dir: Path, recipe: Recipe, name: str, *, running: bool) -> StageStatus:

@@ -65,6 +65,7 @@ COUNTED_AS = {
     "errors": None,
     "storage": None,
     "recipe": None,  # its values are in the identities themselves
+    "cut_thoughts": None,  # counts for a warning
     "progress": None,
     "tracking": None,
     "stages": None,  # what they call has the versions

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "storage", "progress", "process", "http_body", "prompts", "thoughts", "hub"),
     ("calculator", "grading", "losses", "tokenization"),
     ("alignment", "data", "models"),
-    ("inference",),
+    ("inference", "cut_thoughts"),
     ("evaluation", "teachers"),
     ("training", "tracking"),
     ("report",),

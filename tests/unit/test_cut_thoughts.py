@@ -11,7 +11,7 @@ import tiny
 from chat_model import save_chat_model
 from potstill import dry_run, models
 from potstill.cli import results, status
-from potstill.evaluation.cut_thoughts import is_cut_in_thought, read_warnings
+from potstill.cut_thoughts import is_cut_in_thought, read_warnings
 from potstill.models import ChatSettings
 from potstill.records import Prediction, StopReason
 from potstill.storage import manifest

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from potstill import cut_thoughts
 from potstill.cli.tables import numbers_table, plain_text, print_warnings
 from potstill.evaluation import checkpoint as checkpoints
-from potstill.evaluation import cut_thoughts, label_tables
+from potstill.evaluation import label_tables
 from potstill.records import BASE
 from potstill.report import collect, label_views, summary
 from potstill.report.model import SET_GROUPS

@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from potstill import calculator, evaluation, grading, inference, progress, prompts, storage, thoughts
+from potstill import calculator, cut_thoughts, evaluation, grading, inference, progress, prompts, storage, thoughts
 from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
-from potstill.evaluation import cut_thoughts, decoding, intervals, label_tables, selection, self_consistency, texts
+from potstill.evaluation import decoding, intervals, label_tables, selection, self_consistency, texts
 from potstill.evaluation.decoding import SamplingSpec
 from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys

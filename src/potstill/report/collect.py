@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from potstill import storage, teachers
+from potstill import cut_thoughts, storage, teachers
 from potstill.alignment.coverage import low_mass_warning
 from potstill.data import run_questions
 from potstill.evaluation import checkpoint as checkpoints
-from potstill.evaluation import cut_thoughts, intervals, label_tables
+from potstill.evaluation import intervals, label_tables
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, ShapeSection, recipe_to_yaml
 from potstill.records import BASE, Grade, Score, Semantics
