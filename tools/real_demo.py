@@ -12,6 +12,7 @@ memory. Words after `--` go to every run:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -133,6 +134,8 @@ def write_table(seeds: Sequence[int]) -> Iterator[str]:
         cells = [format_cell(row.right[name], None if row is rows[0] else base[name][0]) for name in sets]
         yield f"| {row.title} | {' | '.join(cells)} |"
     yield ""
+    yield from write_curve(seeds)
+    yield ""
     yield from describe_texts(seeds)
 
 
@@ -186,6 +189,29 @@ def format_cell(right: Sequence[Sequence[bool]], base: Sequence[bool] | None) ->
     seeds = ", ".join(percent_number(statistics.fmean(row)) for row in right)
     change = f"{format_points(mean)}, {format_points(max(low, -1))} to {format_points(min(high, 1))}"
     return f"**{percent_number(share)}** ({change}; seeds: {seeds})"
+
+
+def write_curve(seeds: Sequence[int]) -> Iterator[str]:
+    """Right validation answers of every checkpoint, the mean over seeds, beside the training time until it was saved."""
+    runs = [ps.open_run(run_dir(f"seed-{seed}")) for seed in seeds]
+    named = runs[0].recipe.questions
+    sets = [*named.in_distribution, *named.out_of_distribution, *named.generic]
+    scores = [row for opened in runs for row in opened.scores("validation") if row.decoding == "greedy"]
+    counts = {row.set: row.n for row in scores}
+    yield f"| validation, step | minutes | {' | '.join(f'{name} ({counts[name]})' for name in sets)} |"
+    yield f"|---|---|{'---|' * len(sets)}"
+    for checkpoint in sorted({row.checkpoint for row in scores}, key=lambda checkpoint: checkpoint.step):
+        minutes = statistics.fmean(training_minutes(opened, checkpoint.step) for opened in runs)
+        shares = [
+            statistics.fmean(row.accuracy for row in scores if row.checkpoint == checkpoint and row.set == name)
+            for name in sets
+        ]
+        yield f"| {checkpoint.label} | {minutes:.1f} | {' | '.join(map(percent_number, shares))} |"
+
+
+def training_minutes(opened: ps.Run, step: int) -> float:
+    rows = map(json.loads, (opened.run_dir / "train" / "speed.jsonl").read_text("utf-8").splitlines())
+    return sum(row["seconds"] for row in rows if row["step"] <= step) / 60
 
 
 def describe_texts(seeds: Sequence[int]) -> Iterator[str]:
