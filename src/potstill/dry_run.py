@@ -94,6 +94,7 @@ def _teacher_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path, so_
     if so_far.sampled:
         return [f"teacher           {recipe.teacher.kind}: all chains are stored; nothing is left to sample"]
     lines = teachers.from_recipe(recipe).forecast(train, so_far.stored)
+    lines += _sampling_lines(recipe, train, so_far)
     stored, usage = sum((so_far.stored or {}).values()), ledger.total_usage(run_dir)
     if stored and usage["requests"]:
         missing = sum(missing_chains(train, recipe.teacher.samples, so_far.stored)) / stored
@@ -101,6 +102,26 @@ def _teacher_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path, so_
         money = f" and {missing * usage['money']:.4f} in money" if usage["money"] else ""
         lines.append(f"  from here       about {tokens} tokens{money}, as the {stored} stored chains took")
     return lines
+
+
+def _sampling_lines(recipe: Recipe, train: Sequence[Question], so_far: Progress) -> list[str]:
+    """The time of the chains that are left, if the teacher is a model in this process. A server has its own line."""
+    teacher, made = teachers.from_recipe(recipe), recipe.teacher
+    if made.kind not in ("local", "vllm"):
+        return []
+    chains = sum(missing_chains(train, made.samples, so_far.stored))
+    folder, build_prompt = teacher.tokenizer_folder(), teacher.prompt_builder()
+    shape = models.read_shape(folder) if made.kind == "local" and folder is not None else None
+    if shape is None or folder is None or build_prompt is None:
+        return ["  time            no estimate for this model or library"] if chains else []
+    tokenizer, sample = tokenization.load_tokenizer(folder), splits.sample_by_hash(train, SAMPLE_QUESTIONS)
+    texts = [build_prompt(question).plain for question in sample]
+    prompt = sum(len(encoded.ids) for encoded in tokenizer.encode_batch(texts)) / max(1, len(texts))
+    tokens, rows = made.batch_tokens, made.batch_tokens / (prompt + made.max_tokens)
+    rates = estimates.measure_rates(shape, tokens=tokens, rows=rows, precision="float32", dtype="float32")
+    reads, writes = chains * prompt, chains * made.max_tokens
+    seconds = estimates.answering_seconds(shape, reads=reads, writes=writes, rates=rates)
+    return [f"  time            about {_format_duration(seconds)} on this machine, if all chains take all their tokens"]
 
 
 def _section(build: Callable[[], list[str]], name: str) -> list[str]:
@@ -383,17 +404,16 @@ def _cost_lines(recipe: Recipe, plan: _StepPlan, sets: Sets, so_far: Progress) -
     operations = steps * estimates.training_operations(
         shape, tokens=plan.tokens, supervised=plan.supervised, adapters=section.lora > 0
     )
-    reading = writing = rows = 0.0
+    reads = writes = rows = 0.0
     for one in (evaluation for evaluation in _list_evaluations(recipe, sets, so_far) if evaluation.steps):
         lengths = _mean_lengths(recipe, one.questions, evaluate.formats, section.demonstrations)
         for prompt, target in lengths.values():
             budget = evaluate.base_max_tokens or evaluate.max_tokens
             n, target = len(one.questions) * one.samples, min(target, evaluate.max_tokens)
-            reading += estimates.reading_operations(shape, tokens=one.steps * len(one.questions) * prompt)
-            trained = one.steps - one.base
-            writing += estimates.decoding_operations(shape, tokens=n * (one.base * budget + trained * target))
+            reads += one.steps * len(one.questions) * prompt
+            writes += n * (one.base * budget + (one.steps - one.base) * target)
             rows = max(rows, min(n, evaluate.batch_tokens / (prompt + budget)))
-    training_rate, decoding_rate = estimates.measure_rates(
+    rates = training_rate, decoding_rate = estimates.measure_rates(
         shape, tokens=batch, rows=rows, precision=section.precision, dtype=evaluate.dtype
     )
     answers = estimates.evaluation_memory(shape, tokens=evaluate.batch_tokens, dtype=evaluate.dtype)
@@ -405,9 +425,10 @@ def _cost_lines(recipe: Recipe, plan: _StepPlan, sets: Sets, so_far: Progress) -
     if section.sharding == "full":
         lines.append(f"{INDENT}everything except the activations is split among the processes")
     times = [f"{_format_duration(operations / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
-    if not operations and not writing:
+    if not operations and not writes:
         return [*lines, "time              nothing is left to train or to evaluate"]
-    training, answering = operations / training_rate, reading / training_rate * 3 + writing / decoding_rate
+    training = operations / training_rate
+    answering = estimates.answering_seconds(shape, reads=reads, writes=writes, rates=rates)
     if evaluate.engine == "transformers":
         lines.append(f"{INDENT}about {_format_gib(sum(answers.values()))} in evaluation")
         both = f"{_format_duration(training)} for training and {_format_duration(answering)} for answers"

@@ -10,10 +10,11 @@ import pytest
 
 import stub
 import tiny
-from potstill import dry_run, preflight, runner, stages
+from potstill import dry_run, models, preflight, runner, stages
 from potstill.errors import UserError
 from potstill.inference import engine
 from potstill.storage import ledger, segments
+from potstill.training import estimates
 
 
 @pytest.fixture
@@ -177,6 +178,23 @@ def test_the_plan_of_a_finished_run_has_nothing_left(world: Path, tmp_path: Path
     assert all(plan[stage].startswith("up to date") for stage in stages.STAGES if stage != "test")
     assert "nothing is left to sample" in plan["teacher"] and plan["time"] == "nothing is left to train or to evaluate"
     assert tiny.contents(run_dir) == before
+
+
+def test_the_plan_estimates_the_time_of_a_local_teacher_only(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[float] = []
+
+    def count(shape: models.Shape, *, reads: float, writes: float, rates: tuple[float, float]) -> float:
+        counted.append(writes)
+        return 90.0
+
+    monkeypatch.setattr(estimates, "answering_seconds", count)
+    plan = plan_of(tiny.recipe(world), tmp_path / "new")
+    assert plan["time"] == "about 1.5 min on this machine, if all chains take all their tokens"
+    assert counted[0] == 12 * 24  # chains, tokens of a chain
+    plan = plan_of(tiny.recipe(world, tiny.SERVER, "teacher.server.urls=['http://127.0.0.1:9']"), tmp_path / "new")
+    assert plan["time"] == "estimated after the first minute of sampling"
 
 
 def test_the_plan_of_a_run_that_grows_counts_what_is_missing(world: Path, tmp_path: Path, finished: Path) -> None:

@@ -124,7 +124,15 @@ def test_the_plan_uses_the_precision_of_the_run(world: Path, monkeypatch: pytest
 
     monkeypatch.setattr(estimates, "measure_product_rate", rate)
     plan = dry_run.describe_run(tiny.recipe(world, "train.precision=bfloat16", "evaluate.dtype=float32"))
-    assert seen == ["bfloat16", "float32"] and "16-bit copies of the weights" in plan
+    assert seen[-2:] == ["bfloat16", "float32"] and "16-bit copies of the weights" in plan
+
+
+def test_reading_and_writing_are_counted_apart() -> None:
+    rates = (1e9, 1e8)
+    reading = estimates.answering_seconds(CAUSAL, reads=100, writes=0, rates=rates)
+    assert reading == pytest.approx(estimates.READING_FACTOR * 2 * 100 * models.count_matrix_elements(CAUSAL) / 1e9)
+    both = estimates.answering_seconds(CAUSAL, reads=100, writes=7, rates=rates)
+    assert both - reading == pytest.approx(estimates.decoding_operations(CAUSAL, tokens=7) / 1e8)
 
 
 def test_the_plan_counts_the_tokens_of_the_base_separately(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

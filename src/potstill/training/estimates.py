@@ -25,6 +25,7 @@ from potstill.models import Shape, count_matrix_elements, count_parameters, defa
 
 TRAINING_SHARE: Final = 0.5  # share of the rate of products that training reaches
 DECODING_SHARE: Final = 0.3  # the same for decoding
+READING_FACTOR: Final = 3  # a prompt of an evaluation takes this much longer than the same products in training
 PROCESS_BYTES: Final = 500 << 20  # Python and its libraries
 UNCACHED_ELEMENTS: Final = 1 << 25  # a matrix of this size does not fit in a processor's cache
 Precision = Literal["float32", "bfloat16"]
@@ -47,9 +48,13 @@ def decoding_operations(shape: Shape, *, tokens: float) -> float:
     return 2 * tokens * (count_matrix_elements(shape) + shape.vocabulary * shape.d_model)
 
 
-def reading_operations(shape: Shape, *, tokens: float) -> float:
-    """The operations of reading prompts of `tokens` tokens."""
-    return 2 * tokens * count_matrix_elements(shape)
+def answering_seconds(shape: Shape, *, reads: float, writes: float, rates: tuple[float, float]) -> float:
+    """The time to read prompts of `reads` tokens and to write `writes` tokens.
+
+    rates  result of `measure_rates`
+    """
+    reading, writing = 2 * reads * count_matrix_elements(shape), decoding_operations(shape, tokens=writes)
+    return reading / rates[0] * READING_FACTOR + writing / rates[1]
 
 
 def training_memory(
