@@ -24,10 +24,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("alignment", "data", "models"),
     ("inference", "cut_thoughts"),
     ("evaluation", "teachers"),
-    ("training", "tracking"),
+    ("training",),
     ("report",),
     ("stages",),
-    ("preflight", "runner", "run_reader", "run_status", "existing_run", "dry_run", "demo", "export"),
+    ("preflight", "runner", "run_reader", "run_status", "existing_run", "dry_run", "demo", "export", "tracking"),
     ("cli",),
 )
 INSIDE: dict[str, set[str]] = {

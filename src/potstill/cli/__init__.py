@@ -435,15 +435,15 @@ def compare_command(
 def track_command(
     run_dir: RunArgument,
     to: Annotated[TrackerName, typer.Option(help="Tracker; it needs the extra of the same name.", show_default=False)],
-    follow: Annotated[bool, typer.Option("--follow", help="Continue until the run's training is finished.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Continue until the run has ended.")] = False,
     project: Annotated[str, typer.Option(metavar="NAME", help="Project in wandb and trackio.")] = "potstill",
 ) -> None:
-    """Send a run's metrics to a tracker, each step once."""
+    """Send a run's recipe and metrics to a tracker, each step once."""
     from potstill import tracking
     from potstill.run_reader import open_run
 
-    name = open_run(run_dir).recipe.name
-    points = tracking.track(run_dir, name, to.value, project=project, follow=follow)
+    recipe = open_run(run_dir).recipe
+    points = tracking.track(run_dir, recipe, to.value, project=project, follow=follow)
     typer.echo(f"{points} points sent to {to.value}")
 
 

@@ -31,7 +31,7 @@ from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
 from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Score, Split, TextScore
 from potstill.serialization import to_json
-from potstill.storage import manifest
+from potstill.storage import manifest, run_folder
 
 if TYPE_CHECKING:
     from potstill.models import StoredDType, Student
@@ -143,6 +143,8 @@ def evaluate_checkpoint(
     finished = manifest.begin_stage(checkpoint_dir, identity)
     if finished is None:
         paths, questions = _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split)
+        # Before the scores: `potstill track` reads the time of all scores.
+        run_folder.append_log(run_dir, "evaluated", stage=folder.name, step=checkpoint.json_value)
         paths += _write_scores(recipe, checkpoint_dir, checkpoint, split)
         paths += label_tables.write_tables(run_dir, recipe, folder, checkpoint, split)
         if split == "test" and recipe.evaluate.texts:

@@ -141,7 +141,7 @@ class Train(Stage):
             )
             peak_flops = training.total_peak_flops(student.device, section.precision, section.peak_flops)
             start, tokens, flops = time.monotonic(), 0, dict[int, int]()
-            step_start, unwritten = start, list[dict[str, Any]]()
+            step_start = start
 
             def micro_batches(step: int) -> list[list[Example]]:
                 batches = training_data.micro_batches(step)
@@ -169,20 +169,21 @@ class Train(Stage):
                     tokens=step.tokens,
                     operations=flops.pop(step.step),
                     memory=training.peak_memory_bytes(student.device),
+                    time=time.time(),
                 )
-                if metrics_file:
+                if metrics_file and speed_file:
+                    speed_file.append(
+                        [asdict(speed)]
+                    )  # first: `potstill track` reads the time of every step in metrics
                     metrics_file.append([asdict(step)])
-                unwritten.append(asdict(speed))
                 tokens += step.tokens
                 utilisation = "" if speed.utilisation is None else f", {speed.utilisation:.1%} of the peak"
                 tick(1, f"loss {step.loss:.4f}, {speed.tokens_per_second:.0f} tokens/s{utilisation}")
                 last = step.step
                 if last % section.checkpoint_every == 0 or last == section.steps:
                     if metrics_file and speed_file:
-                        speed_file.append(unwritten)
                         for file in (metrics_file, speed_file):
                             file.sync()  # before the checkpoint: it can be resumed only if its metrics are complete
-                    unwritten.clear()
                     checkpoints.save(last)
                     if evaluates:
                         stopped = _evaluate_and_check_stop(run_dir, recipe, storage.list_saved_steps(folder, last))

@@ -113,6 +113,7 @@ class StepSpeed:
     operations         operations of the step by `count_training_flops`, over all processes
     utilisation        operations per second, divided by the total peak of all devices; None if the peak is unknown
     memory_mib         peak memory so far in MiB: of the GPU if the device is one, else of this process
+    time               when the step ended, in seconds since 1970
     """
 
     step: int
@@ -121,14 +122,17 @@ class StepSpeed:
     operations: int
     utilisation: float | None
     memory_mib: int
+    time: float
 
 
 def compute_step_speed(
-    step: int, seconds: float, *, tokens: int, operations: int, peak: float | None, memory: int
+    step: int, seconds: float, *, tokens: int, operations: int, peak: float | None, memory: int, time: float
 ) -> StepSpeed:
-    """The speed of a step. `seconds` is its duration, `peak` is in operations per second, `memory` in bytes."""
+    """The speed of a step that ended at `time`. `seconds` is its duration, `peak` is in operations per second, `memory` in
+    bytes."""
     utilisation = None if peak is None else round(operations / seconds / peak, 6)
-    return StepSpeed(step, round(seconds, 6), round(tokens / seconds, 3), operations, utilisation, memory >> 20)
+    speed = round(tokens / seconds, 3)
+    return StepSpeed(step, round(seconds, 6), speed, operations, utilisation, memory >> 20, round(time, 3))
 
 
 def total_peak_flops(device: torch.device, precision: str, given: float | None = None) -> float | None:
