@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,15 @@ def test_operations_are_those_that_torch_counts(world: Path, tmp_path: Path, fam
 
 def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw_figures", lambda told: {})  # figures take seconds and are not looked at
+    start = time.time()
     run_dir = tiny.make(world, tmp_path / "run", "train.peak_flops=1e9")
     rows = [row for _, row in read.read_jsonl(run_dir / "train" / "speed.jsonl")]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         assert row["utilisation"] == pytest.approx(row["operations"] / row["seconds"] / 1e9, rel=1e-3)
         assert row["tokens_per_second"] > 0 and row["memory_mib"] > 0
+    times = [row["time"] for row in rows]
+    assert times == sorted(times) and start <= times[0] and times[-1] <= time.time()
     assert "speed" not in (run_dir / "train" / "manifest.json").read_text()
     assert "of the device's peak" in (run_dir / "report" / "time.html").read_text()
     speed = collect.read_speed(run_dir)
@@ -54,7 +58,7 @@ def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path, monkeypatch: 
 def test_on_a_cpu_nothing_is_claimed_of_its_peak(world: Path) -> None:
     recipe: Recipe = tiny.recipe(world)
     assert recipe.train.peak_flops is None and training.total_peak_flops(torch.device("cpu"), "float32") is None
-    speed = training.compute_step_speed(1, 2.0, tokens=10, operations=100, peak=None, memory=1 << 21)
+    speed = training.compute_step_speed(1, 2.0, tokens=10, operations=100, peak=None, memory=1 << 21, time=7.5)
     assert (speed.utilisation, speed.tokens_per_second, speed.memory_mib) == (None, 5.0, 2)
 
 

@@ -24,7 +24,8 @@ FOLDERS: Final = {
 FILES: Final = {
     ".lock": "The lock, so that only one process changes the run.",
     "recipe.yaml": "The recipe with every default written out.",
-    "log.jsonl": "The start and end of each stage, with time, host, versions, seconds and memory. No digest covers it.",
+    "log.jsonl": "The start and end of each stage, and the evaluation of each checkpoint, with time, host, versions,"
+    " seconds and memory. No digest covers it.",
     "spent-NAME.jsonl": "What the run has spent at a paid server.",
     "tracked/": "What `potstill track` has sent to a tracker.",
     "STAGE/begun.json": "The first file of a stage: its identity, that is the recipe keys that it read, the versions"
@@ -141,7 +142,8 @@ COLUMNS: Final = {
     "likelihood": "The sum of the log-probabilities of the sampled tokens, in nats; null for a greedy answer.",
     # log
     "time": "UTC.",
-    "event": "`start`, `done` and others.",
+    "train/speed.jsonl time": "When the step ended, in seconds since 1970.",
+    "event": "`start`, `done`, `evaluated` (a checkpoint has answered all questions) and others.",
     "host": "The machine's name.",
     "pid": "The process id.",
     "machine": "The processor's kind.",
@@ -150,6 +152,7 @@ COLUMNS: Final = {
     "stage": "The stage.",
     "seconds": "Seconds. In `train/speed.jsonl` without the time to save or evaluate.",
     "peak_memory_mib": "The peak resident memory of the process, in MiB.",
+    "log.jsonl step": "The checkpoint that has answered all questions.",
     "log.jsonl steps": "The number of training steps.",
     "saving": "Seconds that the loop waited for checkpoints.",
     "tokens": "Tokens that the model computed; a shared prompt counts once.",

@@ -9,7 +9,7 @@
     >>> matrices, attention, head = 4 * 8 * 8 + 3 * 8 * 16, 2 * 2 * 4 * (4 * 4), 2 * 8 * tokenizer.size
     >>> count_training_flops(student, [[row]]) == 3 * 2 * (4 * matrices + attention + head)
     True
-    >>> compute_step_speed(7, 0.5, tokens=1000, operations=4_000_000, peak=16e6, memory=1 << 30).utilisation
+    >>> compute_step_speed(7, 0.5, tokens=1000, operations=4_000_000, peak=16e6, memory=1 << 30, time=0.0).utilisation
     0.5
 
 A product of [n, a] and [a, b] takes 2 n a b operations. Its backward pass has two such products, or one if the matrix is
