@@ -295,7 +295,7 @@ def test_tensorboard_reads_every_step_once(tmp_path: Path) -> None:
 def test_tensorboard_shows_the_configuration_and_the_times_of_the_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore
 
     shown(tmp_path)
     tracking.track(tmp_path, RECIPE, "tensorboard")
@@ -386,7 +386,7 @@ def offline_records(path: Path) -> Iterator[Any]:
         part += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last piece
-            yield proto.Record.FromString(part)
+            yield proto.Record.FromString(part)  # pyright: ignore
             part = b""
 
 
