@@ -10,7 +10,9 @@ traceback and exits with code 1.
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -37,6 +39,16 @@ class UserError(Exception):
         lines += [f"  hint: {self.hint}"] if self.hint else []
         lines += [f"  code: {self.code}"] if self.code else []
         return escape_hidden("\n".join(lines))  # `found` may be a model's text with terminal escapes
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The beginning of a hint: the known name that is most like `name`; empty if none is.
+
+    >>> suggest("gms8k", ["gsm8k", "svamp"])
+    "did you mean 'gsm8k'? "
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def escape_hidden(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 
 from potstill.data import public_files
 from potstill.data.public_files import PublicSet
-from potstill.errors import UserError
+from potstill.errors import UserError, suggest
 
 NO_LICENCE = "none stated"
 
@@ -21,9 +20,7 @@ def run(names: Sequence[str], to: Path | None, replace: bool) -> None:
     sets = public_files.read_public_sets()
     for name in names:
         if name not in sets:
-            near = difflib.get_close_matches(name, sets, n=1)
-            suggestion = f"did you mean {near[0]!r}? " if near else ""
-            hint = f"{suggestion}use one of {', '.join(sets)}; sets of the Hugging Face hub are named in the recipe"
+            hint = f"{suggest(name, sets)}use one of {', '.join(sets)}; sets of the Hugging Face hub are named in the recipe"
             raise UserError("no public set has this name", code="E-data-unknown-set", where=repr(name), hint=hint)
     set_folder = os.environ.get("POTSTILL_DATA")
     folder = to or (Path(set_folder) if set_folder else None)

@@ -9,7 +9,6 @@ commands of the documentation work in any folder.
 
 from __future__ import annotations
 
-import difflib
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ import typer
 
 import potstill
 from potstill import storage
-from potstill.errors import UserError
+from potstill.errors import UserError, suggest
 
 SCHEMA: Final = "recipe.schema.json"  # for editors; the first line of every recipe names it
 _PACKAGE: Final = Path(potstill.__file__).parent
@@ -47,8 +46,7 @@ def run(names: Sequence[str], to: Path) -> None:
     files: dict[Path, bytes] = {}
     for name in (name.removesuffix(".yaml") for name in names):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"{f'did you mean {near[0]!r}? ' if near else ''}use one of {', '.join(known)}"
+            hint = f"{suggest(name, known)}use one of {', '.join(known)}"
             raise UserError("no recipe has this name", code="E-recipes-unknown", where=repr(name), hint=hint)
         for path in (FOLDER / f"{name}.yaml", FOLDER / SCHEMA, *_named_files(name)):
             files[to / path.name] = path.read_bytes()

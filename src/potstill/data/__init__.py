@@ -24,7 +24,6 @@ and add a `BuiltinSet` to the table `SETS`. If no answer type fits, write a grad
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -38,7 +37,7 @@ from potstill.data import bbh, custom_set, splits, word_problems
 from potstill.data.labels import label_task
 from potstill.data.set_files import BuiltinSet, RawQuestion, check_text, read_demonstrations
 from potstill.data.splits import canonical_question
-from potstill.errors import UserError
+from potstill.errors import UserError, suggest
 from potstill.grading import grade  # this module registers the graders of SETS with `grading`
 from potstill.records import Question, Split, Verdict
 from potstill.storage import file_digest
@@ -169,9 +168,7 @@ def _builtin(name: str, custom_names: Sequence[str]) -> BuiltinSet:
     if builtin is not None and (not task or task in builtin.tasks):
         return builtin
     known = [f"{set_name}/{task}" for task in builtin.tasks] if builtin else [*custom_names, *SETS]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    suggestion = f"did you mean {near[0]!r}? " if near else ""
-    hint = f"{suggestion}use one of {', '.join(known)}, or name a file (sets.{name}.file)"
+    hint = f"{suggest(name, known)}use one of {', '.join(known)}, or name a file (sets.{name}.file)"
     raise UserError(f"no set is named {name!r}", code="E-data-unknown-set", hint=hint)
 
 

@@ -12,14 +12,13 @@ this task begins with the labels. The text of a question has no labels, so a new
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from potstill import prompts
 from potstill.data.set_files import RawQuestion
-from potstill.errors import UserError
+from potstill.errors import UserError, suggest
 from potstill.grading.words import parse_gold_label
 
 if TYPE_CHECKING:
@@ -56,9 +55,10 @@ def check_labels(raws: Sequence[RawQuestion], labels: Sequence[str]) -> list[Raw
         else:
             checked.append(replace(raw, gold=label))
     if wrong:
-        near = difflib.get_close_matches(wrong[0].gold, labels, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        hint += "correct the records, add the label to sets.NAME.labels, or map it in fields.answer.values"
+        hint = (
+            suggest(wrong[0].gold, labels)
+            + "correct the records, add the label to sets.NAME.labels, or map it in fields.answer.values"
+        )
         raise UserError(
             f"{len(wrong)} of {len(raws)} answers are not labels of the recipe",
             code="E-data-unknown-label",

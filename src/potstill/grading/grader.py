@@ -23,7 +23,6 @@ yours (`data.custom_set`, `cli.grade_rows`), only that of a built-in set (`is_ta
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -34,7 +33,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from potstill.errors import UserError
+from potstill.errors import UserError, suggest
 from potstill.grading import markers
 from potstill.grading.answer_types import ANSWER_TYPES, AnswerType
 from potstill.grading.normalize import replace_lone_surrogates
@@ -194,8 +193,7 @@ def _type_of_task(task: str) -> str | None:
         return last
     sets = [name for name in TASK_ANSWER_TYPES if "/" not in name]
     sets += [name for name, builtin in _builtin_sets.items() if builtin.grader]
-    similar = difflib.get_close_matches(task, [*sets, *TASK_ANSWER_TYPES, *ANSWER_TYPES], n=1)
-    hint = f"did you mean {similar[0]!r}? " if similar else ""
+    hint = suggest(task, [*sets, *TASK_ANSWER_TYPES, *ANSWER_TYPES])
     hint += f"write a data set ({', '.join(sets)}), bbh/<task>, an answer type ({', '.join(ANSWER_TYPES)}),"
     hint += " <any name>/<answer type>,"
     hint += " or function: module:name"
