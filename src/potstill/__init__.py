@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from potstill.alignment.text_rule_completions import completions
     from potstill.errors import UserError
     from potstill.grading import grade
-    from potstill.records import Chain, Checkpoint, Prediction, Question, Score, Target, Verdict
+    from potstill.records import END, Chain, Checkpoint, LabelTable, Prediction, Question, Score, Target, Verdict
     from potstill.run_reader import Run, open_run, run
+    from potstill.tokenization import load_tokenizer
+    from potstill.tokenization.encoder import encode
 
 __version__ = "0.1.0"
 
@@ -31,14 +33,18 @@ _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
     "open_run": ("run_reader", "open_run"),
     "Run": ("run_reader", "Run"),
     "grade": ("data", "grade"),  # `data` registers the graders of the built-in sets
+    "load_tokenizer": ("tokenization", "load_tokenizer"),
+    "encode": ("tokenization.encoder", "encode"),
     "align": ("alignment", None),
     "transfer": ("alignment.cross_tokenizer", "transfer"),
     "completions": ("alignment.text_rule_completions", "completions"),
     "losses": ("losses", None),
     "teachers": ("teachers", None),
     "UserError": ("errors", "UserError"),
+    "END": ("records", "END"),
     "Chain": ("records", "Chain"),
     "Checkpoint": ("records", "Checkpoint"),
+    "LabelTable": ("records", "LabelTable"),
     "Prediction": ("records", "Prediction"),
     "Question": ("records", "Question"),
     "Score": ("records", "Score"),
@@ -47,8 +53,10 @@ _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
 }
 
 __all__ = [
+    "END",
     "Chain",
     "Checkpoint",
+    "LabelTable",
     "Prediction",
     "Question",
     "Run",
@@ -59,7 +67,9 @@ __all__ = [
     "__version__",
     "align",
     "completions",
+    "encode",
     "grade",
+    "load_tokenizer",
     "losses",
     "open_run",
     "run",

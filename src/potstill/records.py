@@ -6,17 +6,19 @@
     >>> Checkpoint(350, 0.3).name, Checkpoint(350, 0.3).label, Checkpoint.parse("350-0.3")
     ('350-0.3', '350 × 0.3', Checkpoint(step=350, share=0.3, on_policy_steps=0))
 
-This module imports no other library. `serialization` converts the records to JSON.
+This module imports no library. `serialization` converts the records to JSON.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final, Literal, Self
+
+from potstill.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,7 +197,7 @@ class Chain:
         question: str,
         index: int,
         tokens: Sequence[bytes],
-        candidates: Sequence[Sequence[Candidate]] = (),
+        candidates: Sequence[Sequence[Candidate] | Mapping[bytes | End, float]] = (),
         stop: StopReason = "end",
         *,
         source: str = "teacher",
@@ -203,10 +205,33 @@ class Chain:
     ) -> Self:
         """A chain whose text is the concatenation of its tokens.
 
-        candidates  for each token, (outcome, natural log-probability) of the sampled token and its alternatives. There may
-                    be one more list, for the step at which the text ended
+        tokens      the bytes of the text of each token: b" 12", not "▁12"
+        candidates  for each token, (outcome, natural log-probability) of the sampled token and its alternatives, as pairs
+                    or as a mapping. There may be one more, for the step at which the text ended
         semantics   None stands for `raw` with candidates, and for `none` without candidates
+
+        Raises UserError for a token or an outcome that is not bytes (or END), and if the candidates do not fit the tokens.
         """
+        steps = [step.items() if isinstance(step, Mapping) else step for step in candidates]
+        wrong = [token for token in tokens if not isinstance(token, bytes)]
+        wrong += [outcome for step in steps for outcome, _ in step if not isinstance(outcome, bytes | End)]
+        where = f"chain {(question, source, index)}"
+        if wrong:
+            raise UserError(
+                "a token is not bytes",
+                code="E-chain-not-bytes",
+                where=where,
+                found=repr(wrong[0])[:80],
+                hint='give the text of the token as bytes, " 12".encode(); the end of the text is potstill.END',
+            )
+        if len(steps) not in (0, len(tokens), len(tokens) + 1):
+            raise UserError(
+                "the candidates do not fit the tokens",
+                code="E-chain-candidates",
+                where=where,
+                found=f"candidates of {len(steps)} steps, {len(tokens)} tokens",
+                hint="give the candidates of each token; those of the end of the text may follow",
+            )
         return cls(
             question=question,
             source=source,
@@ -214,7 +239,7 @@ class Chain:
             content=b"".join(tokens),
             tokens=tuple(tokens),
             spans=token_spans(tokens),
-            candidates=tuple(tuple((piece, float(value)) for piece, value in step) for step in candidates),
+            candidates=tuple(tuple((piece, float(value)) for piece, value in step) for step in steps),
             stop=stop,
             semantics=semantics or ("raw" if candidates else "none"),
         )

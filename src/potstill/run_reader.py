@@ -10,12 +10,11 @@ Files are read only when a method needs them. The records are frozen values of `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from potstill.errors import UserError
 from potstill.records import BASE, Chain, Checkpoint, LabelTable, Prediction, Question, Score, Split, Target, Verdict
@@ -25,10 +24,11 @@ if TYPE_CHECKING:
     from potstill.recipe import Recipe
 
 STAGE_OF: dict[str, str] = {"validation": "evaluate", "test": "test"}
+SPLITS: Final = get_args(Split)
 
 
 def run(
-    recipe: str | Path,
+    recipe: str | Path | Mapping[str, Any],
     set: Mapping[str, Any] | None = None,
     *,
     run_dir: str | Path | None = None,
@@ -38,7 +38,7 @@ def run(
 ) -> Run:
     """Run a recipe, as `potstill run RECIPE` does, and return the run.
 
-    recipe   the path of a recipe (YAML)
+    recipe   the path of a recipe (YAML), or its keys: `{"name": "mine", "sets": {...}, ...}`
     set      dotted keys to change, with their new values: `{"train.steps": 500}` is `--set train.steps=500`
     run_dir  the folder of the run; by default `runs/NAME`, where NAME is the recipe's name
     until    the last stage to run
@@ -50,11 +50,15 @@ def run(
     that only the user can correct.
     """
     from potstill import runner
-    from potstill.recipe import load_recipe
+    from potstill.recipe import load_recipe, parse_recipe, write_value
 
-    changes = [f"{key}={json.dumps(value)}" for key, value in (set or {}).items()]
+    changes = [f"{key}={write_value(value, key)}" for key, value in (set or {}).items()]
+    if isinstance(recipe, Mapping):
+        parsed = parse_recipe(write_value(recipe, "recipe"), "recipe", changes)
+    else:
+        parsed = load_recipe(Path(recipe), changes)
     folder = None if run_dir is None else Path(run_dir)
-    return Run(runner.run(load_recipe(Path(recipe), changes), folder, until=until, redo=redo, yes=yes))
+    return Run(runner.run(parsed, folder, until=until, redo=redo, yes=yes))
 
 
 def open_run(run_dir: str | Path) -> Run:
@@ -88,6 +92,8 @@ class Run:
         """The questions of a split. For `train` they are the training questions, otherwise those that are evaluated."""
         from potstill.data import run_questions
 
+        if split not in SPLITS:
+            raise self._unknown_split(split, "train, validation or test")
         folder = self._finished("collect")
         names = sorted(path.name.removesuffix(f".{split}.jsonl") for path in folder.glob(f"*.{split}.jsonl"))
         yield from run_questions.read_questions(self.run_dir, names, split)
@@ -140,11 +146,18 @@ class Run:
         format: str = "zero-shot-rationale",
         decoding: str = "greedy",
     ) -> Iterator[Prediction]:
-        """The graded answers of a checkpoint, which is by default the selected one; 0 is the base."""
-        from potstill.evaluation.checkpoint import read_predictions
+        """The graded answers of a checkpoint, which is by default the selected one; 0 is the base.
 
-        folder = self._evaluated(split)
-        yield from read_predictions(folder, self._checkpoint(checkpoint), format, decoding)
+        Raises `UserError` if the run has no such answers; the message names those that it has.
+        """
+        from potstill.evaluation.checkpoint import list_answers, read_predictions
+
+        folder, answered = self._evaluated(split), self._checkpoint(checkpoint)
+        wanted, answers = f"{answered.name}/{format}.{decoding}", list_answers(folder)
+        if wanted not in answers:
+            what, hint = "there are no such answers", f"CHECKPOINT/FORMAT.DECODING is one of {', '.join(answers)}"
+            raise UserError(what, code="E-run-no-answers", where=folder, found=wanted, hint=hint)
+        yield from read_predictions(folder, answered, format, decoding)
 
     @property
     def choice(self) -> Checkpoint:
@@ -171,9 +184,12 @@ class Run:
 
     def _evaluated(self, split: str) -> Path:
         if split not in STAGE_OF:
-            what, hint = "the split is not evaluated", "give validation or test"
-            raise UserError(what, code="E-run-unknown-split", where=self.run_dir, found=repr(split), hint=hint)
+            raise self._unknown_split(split, "validation or test")
         return self._finished(STAGE_OF[split])
+
+    def _unknown_split(self, split: object, names: str) -> UserError:
+        what, hint = "there is nothing for this split", f"give {names}"
+        return UserError(what, code="E-run-unknown-split", where=self.run_dir, found=repr(split), hint=hint)
 
     def _finished(self, stage: str) -> Path:
         """The folder of a stage that has finished."""

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 INSIDE: dict[str, set[str]] = {
+    "records": {"errors"},
     "serialization": {"records"},
     "storage": {"progress"},
     "runner": {"preflight"},

@@ -103,7 +103,7 @@ def transfer(
             raise UserError(
                 "the student's tokenizer has no end token",
                 code="E-tokenizer-no-eos",
-                hint="load it with potstill.tokenization.load_tokenizer(folder, eos=...)",
+                hint="load it with potstill.load_tokenizer(folder, eos=...)",
             )
         ids = [*ids, vocabulary.eos]
         kinds.append("end")

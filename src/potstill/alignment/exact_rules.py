@@ -36,7 +36,7 @@ def check_chain(chain: object) -> None:
             "the argument is not a chain",
             code="E-align-not-a-chain",
             found=type(chain).__name__,
-            hint="make one with potstill.records.Chain.from_tokens or .from_text",
+            hint="make one with potstill.Chain.from_tokens or .from_text",
         )
 
 

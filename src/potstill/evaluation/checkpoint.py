@@ -323,6 +323,11 @@ def read_predictions(folder: Path, checkpoint: Checkpoint, format: str, decoding
     return storage.iter_records(Prediction, folder / checkpoint.name / f"{format}.{decoding}.jsonl")
 
 
+def list_answers(folder: Path) -> list[str]:
+    """The files of answers in a stage's folder, as `CHECKPOINT/FORMAT.DECODING`, sorted."""
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("[0-9]*/*.jsonl"))
+
+
 def read_scores(folder: Path, checkpoint: Checkpoint) -> list[Score]:
     return storage.read_records(Score, folder / checkpoint.name / SCORES_FILE)
 

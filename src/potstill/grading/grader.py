@@ -90,7 +90,10 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
     """
     for name, value in (("text", text), ("gold", gold)):
         if not isinstance(value, str):
-            what, hint = f"{name} must be a string", 'grade("The answer is 18.", "18")'
+            what, hint = (
+                f"{name} must be a string",
+                "give str(value); an empty cell of a table (NaN) has no text: drop or fill it",
+            )
             raise UserError(what, code="E-grade-not-a-string", found=repr(value)[:80], hint=hint)
     text, gold = replace_lone_surrogates(text), replace_lone_surrogates(gold)
     truncated = stop in ("length", "repeat")

@@ -127,6 +127,7 @@ def check_shapes(hidden: Tensor, lm_head: Tensor, ids: Tensor, bias: Tensor | No
     tokens, never fewer."""
     size, fits = lm_head.shape[0], hidden.ndim == 2 and lm_head.ndim == 2 and hidden.shape[1] == lm_head.shape[1]
     assert fits, f"hidden states {tuple(hidden.shape)} do not fit a head of {tuple(lm_head.shape)}"
+    assert not ids.is_floating_point(), f"candidate ids of {ids.dtype}; give ids, then probs"
     assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} hidden states, candidates {tuple(ids.shape)}"
     assert bias is None or bias.shape == (size,), f"a bias of {tuple(bias.shape)} for {size} logits"
     if len(ids):

@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 
 from potstill.errors import UserError
 from potstill.recipe.fields import Column, CustomSet
-from potstill.recipe.load import load_recipe, parse_recipe
+from potstill.recipe.load import load_recipe, parse_recipe, write_value
 from potstill.recipe.schema import EvaluateSection, Recipe, ShapeSection, TextsSection
 from potstill.recipe.teacher import VllmSection
 
@@ -48,6 +48,7 @@ __all__ = [
     "recipe_data_folder",
     "recipe_json_schema",
     "recipe_to_yaml",
+    "write_value",
 ]
 
 HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")  # of a model on the hub

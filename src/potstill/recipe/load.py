@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -243,6 +244,15 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     except UnicodeDecodeError as fault:
         raise _fault("E-recipe-utf8", "the recipe is not UTF-8 text", path, fault.reason, NOT_A_RECIPE) from None
     return parse_recipe(text, str(path), changes)
+
+
+def write_value(value: Any, where: str) -> str:
+    """A value of a Python program as YAML on one line; a path becomes text. Raises UserError for other objects."""
+    try:
+        return json.dumps(value, default=os.fspath)
+    except (TypeError, ValueError, RecursionError) as fault:
+        message, hint = "a recipe cannot contain this value", "give numbers, texts, lists and dictionaries"
+        raise _fault("E-recipe-values", message, where, _shorten(fault), hint) from None
 
 
 def parse_recipe(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:

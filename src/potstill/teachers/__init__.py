@@ -12,10 +12,10 @@
 from __future__ import annotations
 
 import importlib
-import json
+from pathlib import Path
 from typing import Any, Final
 
-from potstill.recipe import Recipe, parse_recipe
+from potstill.recipe import Recipe, parse_recipe, write_value
 from potstill.recipe.teacher import KINDS
 from potstill.records import Question
 from potstill.teachers.protocol import SamplingState, Scorer, Teacher, TextTeacher, UsageMeter
@@ -48,7 +48,7 @@ def _backend(kind: str) -> Any:
     return getattr(importlib.import_module(f"potstill.teachers.{module}"), name)
 
 
-def local(model: str, **keys: Any) -> Teacher:
+def local(model: str | Path, **keys: Any) -> Teacher:
     """A teacher that runs a model folder in this process.
 
     keys  keys of the recipe's section `teacher`, such as `samples` and `top_logprobs`, and `seed`
@@ -73,4 +73,5 @@ def openai(model: str, **keys: Any) -> Teacher:
 
 def _from_keys(keys: dict[str, Any]) -> Teacher:
     seed = keys.pop("seed", 0)
-    return from_recipe(parse_recipe(json.dumps({"name": "teacher", "seed": seed, "teacher": keys}), "teacher"))
+    text = write_value({"name": "teacher", "seed": seed, "teacher": keys}, "teacher")
+    return from_recipe(parse_recipe(text, "teacher"))

@@ -5,8 +5,9 @@
     >>> get_encoder(tokenizer).encode("½aab")
     Encoding(ids=[1, 0, 2], spans=[(0, 2), (2, 3), (3, 5)])
 
-`get_encoder(tokenizer)` returns the encoder of any fast tokenizer, without importing its library. It reads the tokenizer
-as JSON once and works on a private copy, in which `</s>` in a text is text and never the end token.
+`encode(text, tokenizer)` does the same in one call. `get_encoder(tokenizer)` returns the encoder of any fast tokenizer,
+without importing its library. It reads the tokenizer as JSON once and works on a private copy, in which `</s>` in a text
+is text and never the end token.
 """
 
 from __future__ import annotations
@@ -95,6 +96,16 @@ _recent: list[
 MAX_RECENT: Final = 4
 
 
+def encode(text: str, tokenizer: Any) -> Encoding:
+    """The ids of a text, and the bytes of the text that each token stands for, without tokens that a template adds.
+
+    tokenizer  from `load_tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of transformers
+
+    Raises UserError for any other object, and for a text with lone surrogates.
+    """
+    return get_encoder(tokenizer).encode(text)
+
+
 def get_encoder(tokenizer: Any) -> Encoder:
     """The encoder of a potstill tokenizer, a `tokenizers.Tokenizer` or a fast tokenizer of transformers.
 
@@ -111,7 +122,7 @@ def get_encoder(tokenizer: Any) -> Encoder:
             "not a fast tokenizer",
             code="E-tokenizer-not-fast",
             found=type(tokenizer).__name__,
-            hint="load it with potstill.tokenization.load_tokenizer, tokenizers or transformers (fast)",
+            hint="load it with potstill.load_tokenizer, tokenizers or transformers (fast)",
         )
     size = inner.get_vocab_size()
     for known, known_size, encoder in _recent:
