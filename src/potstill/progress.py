@@ -60,7 +60,8 @@ def print_line(text: str, style: str = "") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text(escape_hidden(text), style=style))
+    # In a notebook, too, this is standard error, like the plain lines of `bar`.
+    Console(stderr=True, soft_wrap=True, force_jupyter=False).print(Text(escape_hidden(text), style=style))
 
 
 @contextlib.contextmanager
@@ -88,7 +89,7 @@ def _rich_bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]
         rich_progress.TimeRemainingColumn(compact=True),
         rich_progress.TextColumn("[dim]{task.fields[note]}"),
     )
-    with rich_progress.Progress(*columns, console=Console(stderr=True)) as progress_bar:
+    with rich_progress.Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as progress_bar:
         task = progress_bar.add_task(label, total=total, completed=done, rate="", note="")
         completed, start = done, time.monotonic()
 

@@ -15,11 +15,13 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from threading import Thread
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from potstill import progress, runner, storage
-from potstill.recipe import Recipe, parse_recipe
+from potstill import progress, storage
 from potstill.storage import manifest, run_folder
+
+if TYPE_CHECKING:
+    from potstill.recipe import Recipe
 
 DATA: Final = Path(__file__).parent
 MODELS: Final = ("teacher", "student")
@@ -44,6 +46,9 @@ def run_demo(*changes: str) -> Path:
 
     If an older version of potstill made the runs with other sets or models, the stages that depend on them run again.
     """
+    from potstill import runner
+    from potstill.recipe import parse_recipe
+
     toy_dir = Path("runs") / "miniature"
     with run_folder.lock_run(toy_dir):
         copy_data(toy_dir)
@@ -86,6 +91,8 @@ def copy_data(folder: Path) -> None:
 
 def _run_control(recipe: Recipe) -> None:
     """Run a control in a separate process, without output. Its events are in log.jsonl of its run directory."""
+    from potstill import runner
+
     Thread(target=_exit_with_parent, daemon=True).start()
     with Path(os.devnull).open("w") as devnull, contextlib.redirect_stderr(devnull):
         runner.run(recipe, redo=runner.find_outdated_stage(recipe), until="test")
