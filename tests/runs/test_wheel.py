@@ -14,6 +14,9 @@ import pytest
 import tiny
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools" / "docs"))
+
+import library_notebook as notebook  # noqa: E402
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
@@ -41,13 +44,35 @@ def test_the_wheel_holds_code_and_package_data_and_nothing_else(wheel: Path) -> 
     assert any(name.endswith("LICENSE") for name in names)
 
 
+def install(wheel: Path, folder: Path) -> tuple[Path, Path]:
+    """A folder with the installed wheel, for PYTHONPATH, and an empty one."""
+    site, empty = folder / "site", folder / "empty"
+    empty.mkdir()
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
+    run(*pip, cwd=empty)
+    return site, empty
+
+
+@pytest.mark.slow
+def test_the_tutorial_notebook_runs_with_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """From top to bottom, in a real kernel. Outputs that do not depend on the machine are those of the page."""
+    for library in ("nbclient", "ipykernel", "pandas", "duckdb"):
+        pytest.importorskip(library, reason=f"the extra `test` installs {library}")
+    site, empty = install(wheel, tmp_path)
+    page = notebook.read_page(notebook.PAGE.read_text("utf-8"))
+    first = page[1]._replace(source=page[1].source + "\nprint(ps.__file__)")
+    made = notebook.read_notebook(notebook.execute([page[0], first, *page[2:]], empty, PYTHONPATH=str(site)))
+    assert made[1].output == str(site / "potstill" / "__init__.py")
+    for old, new in zip(page[2:], made[2:], strict=True):
+        same = bool(old.output) == bool(new.output) if notebook.VARIES in old.source else old.output == new.output
+        assert same, (
+            f"tools/docs/library_notebook.py writes outputs anew:\n{old.source}\n\n{old.output}\n\n{new.output}"
+        )
+
+
 @pytest.mark.slow
 def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
-    site, empty = tmp_path / "site", tmp_path / "empty"
-    empty.mkdir()
-    run(
-        sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel, cwd=empty
-    )
+    site, empty = install(wheel, tmp_path)
     where = run(sys.executable, "-c", "import potstill; print(potstill.__file__)", cwd=empty, PYTHONPATH=str(site))
     assert Path(where.strip()).is_relative_to(site)
     imports = "from potstill.cli import results; from potstill.demo import run_demo"

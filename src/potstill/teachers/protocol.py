@@ -445,6 +445,12 @@ def make_prompt_builder(
     assert not (demonstrations and prefix), "the order of demonstrations and a prefix is not defined"
 
     def build_prompt(question: Question) -> Prompt:
+        if not isinstance(question, Question):
+            what, hint = (
+                "a teacher is asked questions that are records",
+                'potstill.Question("mine/1", "2 + 2?", gold="4", ...)',
+            )
+            raise UserError(what, code="E-teacher-not-a-question", found=repr(question)[:80], hint=hint)
         prompt_format = PromptFormat(bool(demonstrations), True)
         instruction = (instructions or {}).get(question.task, "")
         prompt = prompts.build_prompt(
