@@ -79,7 +79,6 @@ def test_the_candidates_of_a_step_may_be_a_mapping() -> None:
         (lambda: ps.Chain.from_tokens("q", 0, [b"a"], [[("a", -0.1)]]), "E-chain-not-bytes"),
         (lambda: ps.Chain.from_tokens("q", 0, [b"a"], [{"a": -0.1}]), "E-chain-not-bytes"),
         (lambda: ps.Chain.from_tokens("q", 0, [b"a"], [[(b"a", -0.1)]] * 3), "E-chain-candidates"),
-        (lambda: ps.grade("The answer is 3", 3), "E-grade-not-a-string"),
         (lambda: ps.encode("text", "t5-base"), "E-tokenizer-not-fast"),
         (lambda: list(ps.teachers.local(TEACHER, samples=1).sample(["What is 1 + 1?"])), "E-teacher-not-a-question"),
         (lambda: ps.teachers.local(TEACHER, samples={1}), "E-recipe-values"),

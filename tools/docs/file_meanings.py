@@ -128,8 +128,8 @@ COLUMNS: Final = {
     "question": "The question's id.",
     "source": "The name of the teacher.",
     "index": "The number of the chain or sample of this question, from 0.",
-    "content": "The text of the chain as bytes, because a sampled text may end inside a letter. As a string: `decode(content)` in"
-    " DuckDB, `content.str.decode(\"utf-8\", errors=\"replace\")` in pandas.",
+    "content": "The text of the chain as bytes, because a sampled text may end inside a letter. As a string:"
+    ' `decode(content)` in DuckDB, `content.str.decode("utf-8", errors="replace")` in pandas.',
     "sample/chains.parquet tokens": "The bytes of each token of the teacher; empty if the source knows none.",
     "spans": "The start and the end of each token in `content`, in bytes.",
     "candidates": "For each token, the likeliest tokens with natural log-probabilities. `bytes` is null for the end of"
