@@ -282,6 +282,7 @@ class _TrackerSession:
         self.run_id = ""
         self.sent: set[tuple[str, int]] = set()  # (stream, step)
         self.identities: dict[str, str] = {}  # `train`, `validation 500`: digest of its inputs when last read
+        self.config: dict[str, Any] = {}
         self.warned = False
         for row in storage.read_complete_lines(self.path) if self.tracker_class.resumes else ():
             self.run_id = row.get("run", self.run_id)
@@ -300,26 +301,36 @@ class _TrackerSession:
     def send_new(self, streams: Streams) -> int:
         """Send the points that the tracker does not have, and return their number."""
         self._check_identities()
-        count = 0
+        before = len(self.sent)
+        self._check_config()
         for stream, points in streams.items():
             new = [point for point in points if (stream, point.step) not in self.sent]
             if new:
                 self._warn_without_time(stream, new)
-                self.tracker = self.tracker or self._open_tracker()
+                if self.tracker is None:
+                    self.tracker = self.tracker_class(self._describe_run())
                 self.tracker.send(new)
                 self.sent.update((stream, point.step) for point in new)
                 self._remember(
                     {"stream": stream, "step": point.step, "time": point.time, "values": dict(point.values)}
                     for point in new
                 )
-                count += len(new)
-        return count
+        return len(self.sent) - before
 
-    def _open_tracker(self) -> Tracker:
-        config, folder = read_config(self.run_dir, self.recipe), self.run_dir / TRACKER_STATE
-        started = config["run"].get("started")
+    def _describe_run(self) -> TrackerRun:
+        started, folder = self.config["run"].get("started"), self.run_dir / TRACKER_STATE
         start = None if started is None else _seconds_since_1970(started)
-        return self.tracker_class(TrackerRun(folder, self.recipe.name, self.run_id, self.project, config, start))
+        return TrackerRun(folder, self.recipe.name, self.run_id, self.project, self.config, start)
+
+    def _check_config(self) -> None:
+        """Close the tracker if the run has recorded new facts, such as the selected checkpoint: it receives the configuration
+        when it is opened. A tracker that cannot resume then receives all points again."""
+        config = read_config(self.run_dir, self.recipe)
+        if config != self.config:
+            self.config = config
+            self.close()
+            if not self.tracker_class.resumes:
+                self.sent.clear()
 
     def _warn_without_time(self, stream: str, points: Sequence[Point]) -> None:
         if not self.warned and any(point.time is None for point in points):

@@ -52,13 +52,13 @@ START = datetime.fromisoformat("2026-01-02T03:04:05.500+00:00")
 LATER = "2026-01-05T00:00:00.000+00:00"
 
 
-def logged(run: Path, minutes: Sequence[float], checkpoints: Mapping[int, float]) -> None:
+def logged(run: Path, minutes: Sequence[float], checkpoints: Mapping[int, float], version: str = "0.0.2") -> None:
     """The run recorded when its steps ended, and when its checkpoints were evaluated, in minutes after its start."""
     rows = [{"step": step, "seconds": 0.5, "time": at(minute)} for step, minute in enumerate(minutes, 1)]
     (run / "train" / "speed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log: list[dict[str, object]] = [
         {"time": time, "event": "start", "versions": {"potstill": version}}
-        for time, version in ((START.isoformat(), "0.0.1"), (LATER, "0.0.2"))
+        for time, version in ((START.isoformat(), "0.0.1"), (LATER, version))
     ]
     for step, minute in checkpoints.items():
         moment = (START + timedelta(minutes=minute)).isoformat()
@@ -84,10 +84,12 @@ class Listener:
 
     resumes = True
     runs: dict[str, list[Point]] = {}  # noqa: RUF012
+    versions: list[str] = []  # noqa: RUF012
 
     def __init__(self, run: TrackerRun) -> None:
         self.id = run.id
         self.runs.setdefault(run.id, [])
+        self.versions.append(run.config["run"].get("potstill", ""))
 
     def send(self, points: Sequence[Point]) -> None:
         self.runs[self.id] += points
@@ -98,7 +100,7 @@ class Listener:
 
 @pytest.fixture
 def listener(monkeypatch: pytest.MonkeyPatch) -> type[Listener]:
-    Listener.runs = {}
+    Listener.runs, Listener.versions = {}, []
     monkeypatch.setitem(tracking.TRACKER_CLASSES, "wandb", Listener)
     monkeypatch.setattr(tracking, "check_installed", lambda to: None)
     return Listener
@@ -199,6 +201,37 @@ def test_following_goes_on_while_a_process_works_on_the_run(tmp_path: Path, list
     assert tracking.track(tmp_path, RECIPE, "wandb", follow=True) == 8 and working == []
     [own] = listener.runs.values()
     assert own[-1].step == 4
+
+
+def watch_a_run_that_learns_facts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is continued by another version of potstill between two looks of `--follow`."""
+    shown(run)
+
+    def sleep(seconds: float) -> None:
+        metrics(run, range(1, 5))
+        logged(run, [1, 2, 4, 5], {2: 3}, version="0.0.3")
+        (run / "train" / "manifest.json").write_text("{}")
+
+    monkeypatch.setattr(tracking.time, "sleep", sleep)
+
+
+def test_following_tells_the_tracker_what_the_run_has_recorded_since(tmp_path: Path, listener, monkeypatch) -> None:
+    watch_a_run_that_learns_facts(tmp_path, monkeypatch)
+    assert tracking.track(tmp_path, RECIPE, "wandb", follow=True) == 9
+    [own] = listener.runs.values()
+    assert listener.versions == ["0.0.2", "0.0.3"] and [point.step for point in own] == [1, 2, 3, 1, 2, 3, 2, 4, 4]
+
+
+def test_tensorboard_has_every_step_once_if_a_run_records_facts(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watch_a_run_that_learns_facts(tmp_path, monkeypatch)
+    assert tracking.track(tmp_path, RECIPE, "tensorboard", follow=True) == 9
+    seen = EventAccumulator(str(tmp_path / "tracked" / "tensorboard"))
+    seen.Reload()
+    assert [event.step for event in seen.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert b'`"0.0.3"`' in seen.Tensors("configuration")[0].tensor_proto.string_val
 
 
 def test_the_configuration_is_the_recipe_and_what_the_run_recorded(tmp_path: Path) -> None:
