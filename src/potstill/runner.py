@@ -46,7 +46,14 @@ REVISION_KEYS: Final = ("student.revision", "teacher.revision", "teacher.score.r
 OPTIONAL_KEYS: Final = (
     *("student.chat_template_kwargs", "student.system_prompt"),
     *("teacher.chat_template_kwargs", "teacher.system_prompt"),
+    *("teacher.seed", "train.seed", "evaluate.seed"),
 )
+# Stage -> the key that replaces `seed` for it.
+SEED_KEYS: Final = {
+    "sample": "teacher.seed",
+    **dict.fromkeys(("train", "repair"), "train.seed"),
+    **dict.fromkeys(("evaluate", "test"), "evaluate.seed"),
+}
 
 
 def default_run_dir(recipe: Recipe) -> Path:
@@ -356,6 +363,11 @@ class _Run:
         stage = open_stage(name)
         keys, free = flatten_keys(self.recipe, *stage.reads), {*stage.free(self.recipe), *REVISION_KEYS}
         free |= {key for key in OPTIONAL_KEYS if keys.get(key) is None}
+        own = SEED_KEYS.get(name, "")
+        if keys.get(own) == self.recipe.seed:
+            free.add(own)
+        elif keys.get(own) is not None and (name == "sample" or self.recipe.student.model is not None):
+            free.add("seed")  # random weights also depend on `seed`
         if earlier is None:
             earlier = {before: self.digest(before, name) for before in self.earlier(name)}
         inputs = {**self.inputs(name), **earlier}

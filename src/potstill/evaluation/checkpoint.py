@@ -203,7 +203,7 @@ def _write_answers(
         decode = Decode(
             max_tokens=max_tokens(recipe, checkpoint),
             temperature=evaluate.temperature if spec.sampled else 0.0,
-            seed=recipe.seed,
+            seed=recipe.evaluation_seed,
             stop_at_answer="sentence" if evaluate.stop_at_answer else None,
             calculator=spec.calculator,
             likelihood=spec.sampled,

@@ -126,7 +126,7 @@ def describe_run(run_dir: Path, recipe: Recipe, student: Student) -> QuerySettin
         max_tokens=section.max_tokens,
         stop_at_answer=section.stop_at_answer,
         temperature=section.temperature,
-        seed=recipe.seed,
+        seed=recipe.evaluation_seed,
         batch_tokens=section.batch_tokens,
         dtype="bfloat16" if dtype == "bfloat16" else "float32",  # vLLM may have used float16
         stop_repeats=section.stop_repeats,

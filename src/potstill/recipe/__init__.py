@@ -29,7 +29,8 @@ from ruamel.yaml import YAML
 from potstill.errors import UserError
 from potstill.recipe.fields import Column, CustomSet
 from potstill.recipe.load import load_recipe, parse_recipe, write_value
-from potstill.recipe.schema import EvaluateSection, Recipe, ShapeSection, TextsSection
+from potstill.recipe.schema import EvaluateSection, Recipe, TextsSection
+from potstill.recipe.student import ShapeSection
 from potstill.recipe.teacher import VllmSection
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.recipe.fields import (
     Count,
@@ -25,75 +25,8 @@ from potstill.recipe.fields import (
     refuse,
     with_in_distribution_groups,
 )
+from potstill.recipe.student import StudentSection
 from potstill.recipe.teacher import FilterSection, TeacherSection, TransferSection, VllmSection, with_vllm_batch
-
-
-class ShapeSection(Section):
-    """The size of a model with random weights."""
-
-    family: Literal["t5", "causal"] = Field(description="Encoder-decoder (t5) or decoder-only (causal).")
-    d_model: Positive = Field(description="Width of the hidden states.")
-    layers: Positive = Field(description="Number of decoder layers, and for t5 of encoder layers.")
-    heads: Positive = Field(description="Number of attention heads.")
-    d_ff: Positive = Field(description="Width of the feed-forward layers.")
-    d_kv: Positive | None = Field(default=None, description="Width of an attention head; d_model / heads by default.")
-
-
-def _shape_tag(shape: Any) -> str:
-    return "name" if isinstance(shape, str) else "numbers"
-
-
-# A tagged union: without tags, an error in the numbers of a shape would be reported as "not a string".
-ShapeOrName = Annotated[
-    Annotated[str, Tag("name")] | Annotated[ShapeSection, Tag("numbers")], Discriminator(_shape_tag)
-]
-
-
-class StudentSection(Section):
-    model: str | None = Field(
-        default=None,
-        description="Model folder in Hugging Face format, name on the Hugging Face hub, GGUF file, or package:NAME.",
-    )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a model on the hub.")
-    shape: ShapeOrName | None = Field(
-        default=None, description="Size of a model with random weights: numbers, or a name such as flan-t5-base."
-    )
-    tokenizer: str | None = Field(default=None, description="Tokenizer folder; the model's own if not given.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout probability in training.")
-    chat: Literal["auto"] | bool = Field(
-        default="auto",
-        description="Whether prompts use the model's chat template; auto: if a decoder-only model has one.",
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="Arguments of the chat template, such as {enable_thinking: false}."
-    )
-    system_prompt: str | None = Field(
-        default=None,
-        description="System message of every prompt; an empty text replaces the template's default message.",
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="Whether to run Python code that comes with the model folder."
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> StudentSection:
-        if self.model is None and (self.shape is None or self.tokenizer is None):
-            refuse("E-recipe-student-incomplete", "a student needs a model, or a shape with a tokenizer")
-        if self.chat is True and self.model is None:
-            refuse("E-recipe-student-chat", "chat: true needs a model: only a model folder has a chat template")
-        if (self.chat_template_kwargs is not None or self.system_prompt is not None) and (
-            self.model is None or self.chat is False
-        ):
-            refuse(
-                "E-recipe-chat-settings", "chat_template_kwargs and system_prompt need a model and its chat template"
-            )
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _folder(cls, value: Any) -> Any:
-        """Expand `student: FOLDER`, the short form of `student: {model: FOLDER}`."""
-        return {"model": value} if isinstance(value, str) else value
 
 
 class ReplaySection(Section):
@@ -114,6 +47,12 @@ class ReplaySection(Section):
 
 
 class TrainSection(Section):
+    seed: Count | None = Field(
+        default=None,
+        description="Seed of training: the order of questions and chains, the demonstrations in their prompts, dropout, the "
+        "first weights of LoRA, and on-policy texts; the recipe's `seed` if not given. A student without `model` has its "
+        "random weights from `seed`.",
+    )
     formats: dict[FormatName, Count] = Field(
         default={"zero-shot-rationale": 1},
         description="Quota of each prompt format among the prompts of a step; {a: 3, b: 1} gives three a for one b.",
@@ -261,6 +200,9 @@ class TextsSection(Section):
 
 
 class EvaluateSection(Section):
+    seed: Count | None = Field(
+        default=None, description="Seed of sampled answers (vote-N, best-N); the recipe's `seed` if not given."
+    )
     formats: list[FormatName] = Field(
         default=["zero-shot-rationale"], min_length=1, description="Prompt formats in which checkpoints are evaluated."
     )
@@ -399,7 +341,11 @@ class ReportSection(Section):
 
 class Recipe(Section):
     name: Name = Field(description="Name of the run; its folder is runs/NAME.")
-    seed: Count = Field(default=0, description="Seed of every random choice of the run.")
+    seed: Count = Field(
+        default=0,
+        description="Seed of every random choice of the run. teacher.seed, train.seed and evaluate.seed replace it for "
+        "one purpose each: with another train.seed, a run keeps its chains.",
+    )
     data: str | None = Field(
         default=None, description="Folder of the built-in sets; the environment variable POTSTILL_DATA if not given."
     )
@@ -416,6 +362,18 @@ class Recipe(Section):
         default=None, description="On-policy distillation of the selected checkpoint; none if not given."
     )
     report: ReportSection = ReportSection()
+
+    @property
+    def sampling_seed(self) -> int:
+        return self.seed if self.teacher.seed is None else self.teacher.seed
+
+    @property
+    def training_seed(self) -> int:
+        return self.seed if self.train.seed is None else self.train.seed
+
+    @property
+    def evaluation_seed(self) -> int:
+        return self.seed if self.evaluate.seed is None else self.evaluate.seed
 
     @property
     def has_teacher(self) -> bool:  # without a teacher, the student is only evaluated

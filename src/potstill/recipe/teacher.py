@@ -186,6 +186,7 @@ _GENERATION: Final = (
     "prompt_style",
     "samples",
     "none_right_limit",
+    "seed",
     "temperature",
     "max_tokens",
     "top_logprobs",
@@ -244,6 +245,10 @@ class TeacherSection(Section):
         description="File of chains for the kind replay: JSON lines, CSV, Parquet, or another format of a set. It is not "
         "related to train.replay, which mixes generic rows into training.",
         json_schema_extra=INPUT_FILE,
+    )
+    seed: Count | None = Field(
+        default=None,
+        description="Seed of the sampled chains; the recipe's `seed` if not given. For local, vllm and openai.",
     )
     prompt: str | None = Field(
         default=None, description="Text file of demonstrations for the prompt.", json_schema_extra=INPUT_FILE

@@ -98,7 +98,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         figure_chain=pick_figure_chain(files, examples),
         versions=_collect_versions(files),
         notes=tuple(_collect_notes(files, comparisons)),
-        seed=recipe.seed,
+        seed=recipe.training_seed,
     )
 
 
@@ -132,7 +132,7 @@ def _collect_evaluation(files: RunFiles) -> ReportData:
         examples=tuple(pick_test_examples(files)),
         versions=_collect_versions(files),
         notes=tuple(_note_recipe(files)),
-        seed=recipe.seed,
+        seed=recipe.training_seed,
         is_trained=False,
     )
 

@@ -111,7 +111,7 @@ class Repair(Stage):
                 max_grad_norm=recipe.train.max_grad_norm,
                 precision=recipe.train.precision,
                 loss=loss,
-                seed=recipe.seed,
+                seed=recipe.training_seed,
             ):
                 metrics_file.append([asdict(step)])
                 tick(1, f"{section.divergence} divergence {step.loss:.4f}")

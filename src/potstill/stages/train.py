@@ -160,7 +160,7 @@ class Train(Stage):
                 max_grad_norm=section.max_grad_norm,
                 precision=section.precision,
                 loss=loss,
-                seed=recipe.seed,
+                seed=recipe.training_seed,
             ):
                 speed = training.compute_step_speed(
                     step.step,
@@ -276,7 +276,7 @@ def _check_steps(made: int, recipe: Recipe) -> None:
 def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
     if recipe.train.lora:  # the engine state has the adapters; the weights of a checkpoint contain them merged
         student = models.from_recipe(recipe)
-        models.add_adapters(student.model, recipe.train.lora, recipe.seed)
+        models.add_adapters(student.model, recipe.train.lora, recipe.training_seed)
         if recipe.train.save_adapter:
             assert recipe.student.model is not None, "the recipe's schema requires a model"
             student.adapter_base = models.AdapterBase(recipe.student.model, recipe.student.revision)

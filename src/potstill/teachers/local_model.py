@@ -98,7 +98,7 @@ class LocalModel(Scorer):
         decode = Decode(
             max_tokens=teacher.max_tokens,
             temperature=teacher.temperature,
-            seed=self.recipe.seed,
+            seed=self.recipe.sampling_seed,
             top_logprobs=teacher.top_logprobs,
             stop_at_answer=None if chat else "line",
         )

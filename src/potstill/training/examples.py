@@ -119,7 +119,7 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
         if group.format.few_shot:
             name = pool_name.get(splits.canonical_question(text), group.question)
             drawn = data_order.draw_demonstrations(
-                recipe.seed, group.turn, name, group.format, tuple(pool), section.demonstrations
+                recipe.training_seed, group.turn, name, group.format, tuple(pool), section.demonstrations
             )
             shots = [pool[name] for name in drawn]
         instruction = instructions.get(questions[group.question].task, "")
@@ -186,7 +186,7 @@ def build_data_order(
     """
     section = recipe.train
     order = data_order.DataOrder(
-        seed=recipe.seed,
+        seed=recipe.training_seed,
         groups_per_step=section.prompts_per_step,
         quotas={prompts.FORMATS[name]: quota for name, quota in section.formats.items() if quota},
         questions=questions,
@@ -216,7 +216,7 @@ def order_questions(
 ) -> data_order.DataOrder[RowFormat]:
     """The data order of questions without chains: every question occurs once in an epoch, in the given format."""
     questions = [(name, 0) for name in names]
-    return data_order.DataOrder(recipe.seed, groups_per_step, {RowFormat(format): 1}, questions)
+    return data_order.DataOrder(recipe.training_seed, groups_per_step, {RowFormat(format): 1}, questions)
 
 
 def weight_formats(groups: list[list[Example]], weights: Mapping[str, float] | None) -> list[list[Example]]:

@@ -115,7 +115,7 @@ def build_rollouts(
             for index in range(section.samples)
         ]
         rows: dict[inference.SampleKey, Example] = {}
-        decode = Decode(max_tokens=section.max_tokens, temperature=section.temperature, seed=recipe.seed)
+        decode = Decode(max_tokens=section.max_tokens, temperature=section.temperature, seed=recipe.training_seed)
         budget = recipe.train.batch_tokens
         for batch in inference.batch_requests(requests, budget, max_tokens=section.max_tokens):
             batch_requests = [requests[index] for index in batch]

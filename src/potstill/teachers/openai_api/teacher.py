@@ -279,7 +279,7 @@ def settings_from_recipe(recipe: Recipe, model: str | None = None, source: str =
         "model": model or teacher.model,
         "urls": tuple(url.rstrip("/") for url in server.urls),
         "stop": tuple(server.stop),
-        "seed": recipe.seed,
+        "seed": recipe.sampling_seed,
         "source": source,
         "budget_tokens": budget.tokens,
         "budget_money": budget.money,
