@@ -190,7 +190,7 @@ def _student_lines(recipe: Recipe) -> list[str]:
         if path is not None:
             models.check_tokenizer(recipe, path)
             chat = _open_chat_template(recipe)
-        weights = f"{section.model} is missing: the run would stop at train"
+        weights = f"{section.model} cannot be opened (the problem is below): the run would stop at train"
         if path is not None:
             missing = models.find_model(recipe, section.model, "student.model", section.revision).missing_bytes
             download = f" (the run downloads {_format_gib(missing)} of weights)" if missing else ""

@@ -22,6 +22,7 @@ from expect import user_error
 from potstill.cli import ask as command
 from potstill.cli import grade_rows
 from potstill.data import run_questions
+from potstill.errors import UserError
 from potstill.evaluation import query, query_settings
 from potstill.evaluation.query import AskedQuestion
 from potstill.run_reader import open_run
@@ -138,6 +139,19 @@ def test_a_person_types_questions_until_an_empty_line(
     monkeypatch.setattr(typed, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", typed)
     assert ask(chat_run).count("Answer: ") == 1  # the first one is refused, and the next one is answered
+
+
+def test_a_file_may_have_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "tickets.csv"
+    path.write_text('ticket,body,team\n7,"Where is it?\nRegards, Kim",shipping\n')
+    [row] = command.read_file(path, {"question": "body", "gold": "team"})
+    assert (row.question, row.gold) == ("Where is it?\nRegards, Kim", "shipping")
+    [row] = command.read_file(path, {"question": "body", "gold": ""})
+    assert row.gold is None
+    for columns, code in (({}, "E-cli-ask-row"), ({"question": "text"}, "E-cli-ask-column")):
+        with pytest.raises(UserError) as caught:
+            list(command.read_file(path, columns))
+        assert caught.value.code == code and caught.value.found == "ticket, body, team"
 
 
 def test_a_decoding_that_was_not_measured_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str], ask: Ask) -> None:

@@ -130,6 +130,36 @@ def test_an_interval_over_seeds_and_questions_covers_the_truth(seeds, questions,
     assert 0.91 <= hits / 600 <= 0.99
 
 
+@pytest.mark.parametrize(("seeds", "questions"), [((3, 3), 60), ((2, 4), 200)])
+def test_the_difference_of_two_recipes_is_covered(seeds: tuple[int, int], questions: int):
+    """Two recipes with seeds of their own on the same questions; some are harder, and more so for one of the two."""
+    generator = np.random.default_rng(5)
+    hits = 0
+    for _ in range(600):
+        hard, tilt = generator.normal(0, 0.15, questions), generator.normal(0, 0.1, questions)
+        tables = []
+        for count, mean, sign in zip(seeds, (0.6, 0.45), (1, -1), strict=True):
+            chances = np.clip(mean + generator.normal(0, 0.04, (count, 1)) + hard + sign * tilt, 0, 1)
+            tables.append((generator.random(chances.shape) < chances).astype(float).tolist())
+        _, low, high = intervals.seeds_difference(tables[0], tables[1])
+        hits += low <= 0.15 <= high
+    assert 0.91 <= hits / 600 <= 0.995
+
+
+def test_the_difference_of_two_recipes_by_hand():
+    first, second = [[1.0, 1, 0, 1], [1.0, 0, 0, 1]], [[0.0, 1, 0, 0], [0.0, 0, 1, 0], [0.0, 0, 0, 1]]
+    difference, low, high = intervals.seeds_difference(first, second)
+    other, other_low, other_high = intervals.seeds_difference(second, first)
+    assert difference == pytest.approx(5 / 8 - 1 / 4) and other == pytest.approx(-difference)
+    assert (other_low, other_high) == pytest.approx((-high, -low))
+    between = np.var([3 / 4, 2 / 4], ddof=1) / 2 + 0  # the seeds of the second have equal means
+    by_question = np.var([1.0, 1 / 2 - 1 / 3, -1 / 3, 1 - 1 / 3], ddof=1) / 4
+    assert (high - low) / 2 > 1.96 * math.sqrt(max(between, by_question))
+    # Equal answers everywhere have the interval of half a wrong question.
+    nothing, low, high = intervals.seeds_difference([[1.0] * 50] * 2, [[1.0] * 50] * 3)
+    assert nothing == 0 and (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.5) / 50, abs=1e-4)
+
+
 def test_an_interval_over_seeds_is_at_least_that_of_its_parts():
     mean, low, high = intervals.seeds_interval([[1.0, 1, 1, 1], [0.0, 0, 0, 0]])
     assert mean == 0.5 and low < 0 and high > 1  # two seeds that disagree about everything say nothing

@@ -34,6 +34,9 @@ def number(i: int) -> int:
         ({"x": question, "y": str}, {"question": "x", "answer": "y"}, None, "number"),
         ({"question": question, "answer": number, "solution": question}, {"rationale": "solution"}, None, "number"),
         ({"question": question, "answer": number, "id": lambda i: 1}, {"id": UNUSED}, None, "number"),
+        ({"question": question, "answer": number, "nr": lambda i: 1000 + i}, {"id": "nr"}, None, "number"),
+        ({"question": question, "answer": number, "weight": lambda i: 1.5 * i}, {}, None, "number"),
+        ({"question": question, "answer": number, "by": lambda i: f"Kim {i}"}, {}, None, "number"),
         ({"question": question, "answer": number, "split": lambda i: "dev"}, {"split": UNUSED}, None, "number"),
         ({"question": question, "answer": number, "task": question}, {"task": UNUSED}, None, "number"),
         (

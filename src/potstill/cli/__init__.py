@@ -240,6 +240,14 @@ def ask_command(
             show_default=False,
         ),
     ] = None,
+    column: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="COLUMN", help="Column of the questions in FILE.", show_default="question"),
+    ] = None,
+    gold: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="COLUMN", help="Column of the right answers in FILE, for --json.", show_default="gold"),
+    ] = None,
     format: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -279,6 +287,7 @@ def ask_command(
         target,
         question,
         file=file,
+        columns={"question": column or "", "gold": gold or ""},
         format=format,
         task=task,
         calculator=calculator,
@@ -404,7 +413,7 @@ def compare_command(
     second: Annotated[str, typer.Argument(metavar="RUN[@STEP]", help="Another run or checkpoint.", show_default=False)],
     more: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="RUN[@STEP]", help="More of them, with --page.", show_default=False),
+        typer.Argument(metavar="RUN[@STEP]", help="More of them, with --page or --seeds.", show_default=False),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -418,13 +427,22 @@ def compare_command(
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="PAGE.html", help="Output file for a page about two or more.", show_default=False),
     ] = None,
+    seeds: Annotated[
+        bool,
+        typer.Option("--seeds", help="One table of recipes that were run with several seeds each."),
+    ] = False,
     as_json: PrintsJson = False,
 ) -> None:
     """Compare two runs on the same questions, with paired intervals."""
     from potstill.cli import compare
 
-    if more and (page is None or out is not None or as_json):
-        compare.refuse_more(more)
+    if seeds and page is None and out is None:
+        from potstill.cli.compare_seeds import compare_seeds
+
+        compare_seeds([first, second, *(more or ())], as_json=as_json)
+        return
+    if seeds or (more and (page is None or out is not None or as_json)):
+        compare.refuse_more(more or [second])
     if page is not None:
         compare.write_page([first, second, *(more or ())], page)
     if not more:

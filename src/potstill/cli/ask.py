@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from potstill import models, progress
@@ -47,6 +48,7 @@ def ask(
     question: str | None,
     *,
     file: Path | None,
+    columns: Mapping[str, str] = MappingProxyType({}),
     format: str | None,
     task: str | None,
     calculator: bool | None,
@@ -55,7 +57,8 @@ def ask(
 ) -> None:
     """Answer a question, or the questions of a file, of standard input or of a terminal, and print the answers.
 
-    target  a run, a student's folder, or another name of a model (see `models.locate_model`)
+    target   a run, a student's folder, or another name of a model (see `models.locate_model`)
+    columns  `question` and `gold` -> the column of the file, if it has another name
 
     Raises UserError as `query.answer_questions` and `models.open_student` do, and if the format is missing for a folder
     that potstill did not make.
@@ -63,7 +66,7 @@ def ask(
     if question is not None and file is not None:
         what, hint = "both a question and a file are given", "give only a question or only a file"
         raise UserError(what, code="E-cli-ask-question", where="--file", found=file, hint=hint)
-    rows = [AskedRow(question)] if question is not None else None if file is None else list(read_file(file))
+    rows = [AskedRow(question)] if question is not None else None if file is None else list(read_file(file, columns))
     student, settings = open_target(target, format)
     decoding = query.with_decoding(settings, calculator=calculator, vote=vote)
     if settings.decodings and decoding not in settings.decodings:
@@ -120,8 +123,10 @@ def open_target(target: str, format: str | None) -> tuple[Student, QuerySettings
 # Questions
 
 
-def read_file(path: Path) -> Iterator[AskedRow]:
+def read_file(path: Path, columns: Mapping[str, str] = MappingProxyType({})) -> Iterator[AskedRow]:
     """The questions of a text file (one per line) or of a file of rows.
+
+    columns  `question` and `gold` -> another name of the column; an empty value is no other name
 
     Raises UserError, with file and place, for a row without a question.
     """
@@ -130,7 +135,7 @@ def read_file(path: Path) -> Iterator[AskedRow]:
         yield from (AskedRow(line.strip()) for line in text.splitlines() if line.strip())
         return
     for _, place, row in dataset_files.read_dataset_rows(path):
-        yield _parse_row(row, f"{path} {place}")
+        yield _parse_row(row, f"{path} {place}", columns)
 
 
 def read_lines(lines: Iterable[str]) -> Iterator[AskedRow]:
@@ -150,12 +155,25 @@ def read_lines(lines: Iterable[str]) -> Iterator[AskedRow]:
         yield _parse_row(row, where)
 
 
-def _parse_row(row: Mapping[str, Any], where: str) -> AskedRow:
-    text, given_id, task = row.get("question", row.get("text")), row.get("id"), row.get("task")
+def _parse_row(row: Mapping[str, Any], where: str, columns: Mapping[str, str] = MappingProxyType({})) -> AskedRow:
+    for column in filter(None, columns.values()):
+        if column not in row:
+            hint = "name a column of the file"
+            raise UserError(
+                f"the row has no column {column}", code="E-cli-ask-column", where=where, found=_names(row), hint=hint
+            )
+    text = row[columns["question"]] if columns.get("question") else row.get("question", row.get("text"))
+    gold = row[columns["gold"]] if columns.get("gold") else row.get("gold", row.get("answer"))
+    given_id, task = row.get("id"), row.get("task")
     if not isinstance(text, str) or not isinstance(task, str | None):
-        what, hint = "the row has no question", 'write {"question": "..."}, optionally with id, task and gold as text'
-        raise UserError(what, code="E-cli-ask-row", where=where, found=", ".join(map(str, row)), hint=hint)
-    return AskedRow(text, None if given_id is None else str(given_id), task, row.get("gold", row.get("answer")))
+        what = "the row has no question"
+        hint = 'name the column of the questions: --column NAME; or write {"question": "..."}, optionally with id, task, gold'
+        raise UserError(what, code="E-cli-ask-row", where=where, found=_names(row), hint=hint)
+    return AskedRow(text, None if given_id is None else str(given_id), task, gold)
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, row))
 
 
 def _type_questions() -> Iterator[str]:

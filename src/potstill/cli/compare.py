@@ -91,7 +91,7 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
 
     Raises UserError if a run or a checkpoint is missing, or if the checkpoints have no question in common.
     """
-    (a, b), _ = _open_all([first, second])
+    (a, b), _ = open_all([first, second])
     separate = _are_separate(a, b)
     changed: list[dict[str, Any]] = []
     comparisons: list[SetComparison] = []
@@ -121,15 +121,17 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
 
 
 def refuse_more(more: Sequence[str]) -> NoReturn:
-    """Raise the UserError for more than two runs without a page."""
-    what = "tables, --json and --out compare two runs"
-    hint = "name two runs, or write a page about all of them: --page PAGE.html"
+    """Raise the UserError for options that do not take so many runs."""
+    what = (
+        "tables, --json and --out compare two runs, --page any number, and --seeds prints a table alone or with --json"
+    )
+    hint = "name two runs, write a page about all of them (--page PAGE.html), or group them by recipe (--seeds)"
     raise UserError(what, code="E-cli-compare-more", where=", ".join(more), hint=hint)
 
 
 def write_page(names: Sequence[str], page: Path) -> None:
     """Write the page that compares two or more runs or checkpoints with the first of them, on the same questions."""
-    models, split = _open_all(names)
+    models, split = open_all(names)
     shared = sorted(set(models[0].answers).intersection(*(model.answers for model in models[1:])))
     answers = {name: [model.answers[name] for model in models] for name in shared}
     sets = [row for name in shared for row in model_comparison.compare_sets(name, answers[name])]
@@ -247,9 +249,9 @@ def _changed_rows(name: str, pairs: list[AnswerPair]) -> Iterator[dict[str, Any]
             yield {**labels, "first": answer(first), "second": answer(second)}
 
 
-def _open_all(names: Sequence[str]) -> tuple[list[ComparedCheckpoint], Split]:
+def open_all(names: Sequence[str]) -> tuple[list[ComparedCheckpoint], Split]:
     """All checkpoints, with their answers on test if all were tested, otherwise on validation."""
-    runs, where = [_parse_run(text) for text in names], ", ".join(names)
+    runs, where = [parse_run(text) for text in names], ", ".join(names)
     stages: tuple[tuple[str, Split], ...] = (("test", "test"), ("evaluate", "validation"))
     for stage, split in stages:
         opened = [_open_checkpoint(run_dir, named, stage) for run_dir, named in runs]
@@ -272,7 +274,7 @@ def _open_all(names: Sequence[str]) -> tuple[list[ComparedCheckpoint], Split]:
     raise UserError(what, code="E-cli-compare-unevaluated", where=where, found=answered, hint=hint)
 
 
-def _parse_run(text: str) -> tuple[Path, Checkpoint | None]:
+def parse_run(text: str) -> tuple[Path, Checkpoint | None]:
     """The directory in `runs/a`, `runs/a@500` or `runs/a@500-0.3`, and the checkpoint; None without a checkpoint."""
     path, at, name = text.rpartition("@")
     checkpoint = None

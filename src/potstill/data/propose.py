@@ -44,6 +44,7 @@ LABEL_NAMES: Final = ("label", "labels", "category", "class", "intent", "departm
 UNUSED: Final = "none"  # a column that no file has: the field of this name is not read
 MAX_LABELS: Final = 100
 QUESTIONS_PER_LABEL: Final = 5  # fewer questions per different answer are no classification
+LONGEST_ID: Final = 40  # characters of an id in a column of another name
 LONG_ANSWER: Final = 200  # characters of a typical answer that is a text rather than an answer
 
 
@@ -125,7 +126,18 @@ def _find_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str], chose
         if name not in columns:
             what, hint = f"no column can be the {name}", f"name it with --{name}"
             raise UserError(what, code="E-init-no-column", where="the file", found=", ".join(names), hint=hint)
+    if "id" not in columns:
+        free = (name for name in names if name not in columns.values() and _are_ids([row.get(name) for row in rows]))
+        if (column := next(free, None)) is not None:
+            columns["id"] = column
     return {name: columns[name] for name in NAMES if name in columns}
+
+
+def _are_ids(values: Sequence[Any]) -> bool:
+    """Whether all values are different whole numbers, or different short texts without white space."""
+    texts = [str(value) for value in values if isinstance(value, str | int) and not isinstance(value, bool)]
+    short = all(text and len(text) <= LONGEST_ID and not any(map(str.isspace, text)) for text in texts)
+    return short and len(set(texts)) == len(values)
 
 
 def _read_splits(rows: Sequence[Mapping[str, Any]], columns: dict[str, str], notes: list[str]) -> dict[str, int]:

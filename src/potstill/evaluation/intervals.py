@@ -138,22 +138,63 @@ def seeds_interval(rows: Sequence[Sequence[float]], level: float = 0.95) -> tupl
     seeds, questions = table.shape
     assert seeds > 1 and questions > 1, f"a table of {seeds} seeds and {questions} questions has no interval"
     mean = float(table.mean())
+    squares = _mean_squares(table)
+    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1]) / table.size
+    freedom = [seeds - 1, questions - 1, (seeds - 1) * (questions - 1)]
+    half = _half_width([square / table.size for square in squares], freedom, variance, questions, level)
+    return mean, mean - half, mean + half
+
+
+def seeds_difference(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of the first table minus that of the second, for other seeds and other questions: (difference, low, high).
+
+    first, second  tables as in `seeds_interval`: two trainings with several seeds each, on the same questions. The numbers
+                   of seeds may differ; seeds are not paired
+
+    The variance is that of the seeds' means in the first, plus the same in the second, plus that of the questions' mean
+    differences, minus what remains of each question and seed, which these count twice. It has the lower bounds and the
+    degrees of freedom of `seeds_interval`.
+    """
+    tables = [np.asarray(rows, dtype=np.float64) for rows in (first, second)]
+    questions = tables[0].shape[1]
+    assert tables[1].shape[1] == questions > 1, "both tables need the same questions, two or more"
+    assert all(len(table) > 1 for table in tables), "one seed has no interval over seeds"
+    difference = float(tables[0].mean() - tables[1].mean())
+    squares = [_mean_squares(table) for table in tables]
+    between = [row[0] / table.size for row, table in zip(squares, tables, strict=True)]
+    rest = [row[2] / table.size for row, table in zip(squares, tables, strict=True)]
+    by_question = float((tables[0].mean(0) - tables[1].mean(0)).var(ddof=1)) / questions
+    variance = max(sum(between) + by_question - sum(rest), sum(between), by_question)
+    freedom = [len(table) - 1 for table in tables]
+    freedom += [questions - 1, *(count * (questions - 1) for count in freedom)]
+    half = _half_width([*between, by_question, *rest], freedom, variance, questions, level)
+    return difference, difference - half, difference + half
+
+
+def _mean_squares(table: np.ndarray) -> tuple[float, float, float]:
+    """The mean squares of seeds, questions and the rest in a table of seeds and questions."""
+    seeds, questions = table.shape
     by_seed, by_question = table.mean(1), table.mean(0)
-    rest = table - by_seed[:, None] - by_question[None, :] + mean
-    squares = [
+    rest = table - by_seed[:, None] - by_question[None, :] + float(table.mean())
+    return (
         questions * float(by_seed.var(ddof=1)),
         seeds * float(by_question.var(ddof=1)),
         float((rest**2).sum()) / ((seeds - 1) * (questions - 1)),
-    ]
-    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1]) / table.size
+    )
+
+
+def _half_width(parts: Sequence[float], freedom: Sequence[int], variance: float, questions: int, level: float) -> float:
+    """Half an interval of Student's t with Satterthwaite's degrees of freedom, at least that of half a wrong question.
+
+    parts  the terms of the variance, with their degrees of freedom
+    """
     floor = 0.5 / questions**2
     if variance < floor:
-        half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(floor)
-        return mean, mean - half, mean + half
-    freedom = [seeds - 1, questions - 1, (seeds - 1) * (questions - 1)]
-    spread = sum((square / table.size) ** 2 / count for square, count in zip(squares, freedom, strict=True))
-    half = float(stats.t.ppf(0.5 + level / 2, variance**2 / spread)) * math.sqrt(variance)
-    return mean, mean - half, mean + half
+        return float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(floor)
+    spread = sum(part**2 / count for part, count in zip(parts, freedom, strict=True))
+    return float(stats.t.ppf(0.5 + level / 2, variance**2 / spread)) * math.sqrt(variance)
 
 
 def clustered_intervals(

@@ -73,7 +73,8 @@ class ReferenceSolutions(TextTeacher):
         if missing:
             done = {"stop": "", "skip": " and are skipped", "answer": ": the student learns their bare answers"}
             skipped = done[self.recipe.teacher.unsolved]
-            lines.append(f"  missing         {len(missing)} of {len(questions)} questions have no solution{skipped}")
+            title = "bare answers" if self.recipe.teacher.unsolved == "answer" else "missing"
+            lines.append(f"  {title:<15} {len(missing)} of {len(questions)} questions have no solution{skipped}")
         return lines
 
     def describe_chains(self) -> str:

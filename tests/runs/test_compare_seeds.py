@@ -1,0 +1,107 @@
+"""`potstill compare --seeds`: groups of runs by recipe; the table is the plain formula on the stored answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import potstill as ps
+from potstill import cli
+from potstill.cli.compare_seeds import label_groups
+from potstill.errors import UserError
+from potstill.evaluation import intervals
+
+CHANGES = {
+    "forward-1": {"seed": "1"},
+    "forward-2": {"seed": "2"},
+    "reverse-1": {"seed": "1", "prompts_per_step": "7"},
+    "reverse-2": {"seed": "2", "prompts_per_step": "7"},
+}
+GRADE = re.compile(r'"grade":"(right|wrong|no answer|truncated)"')
+
+
+@pytest.fixture
+def runs(finished: Path, tmp_path: Path) -> dict[str, Path]:
+    """Four copies of a run, of two recipes with two seeds each. The second recipe answers every other question otherwise."""
+    copies = {}
+    for number, (name, values) in enumerate(CHANGES.items()):
+        copies[name] = copy = tmp_path / name
+        for part in ("select", "test", "evaluate"):
+            shutil.copytree(finished / part, copy / part)
+        text = (finished / "recipe.yaml").read_text("utf-8")
+        for key, value in values.items():
+            text, count = re.subn(rf"(?m)^( *){key}: .*$", rf"\g<1>{key}: {value}", text)
+            assert count == 1, key
+        (copy / "recipe.yaml").write_text(text, "utf-8")
+        for path in (copy / "test").glob("*/*.jsonl") if name.startswith("reverse") else ():
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            for index in range(number % 2, len(lines), 2):
+                old, new = GRADE.search(lines[index])[0], '"grade":"right"'  # pyright: ignore[reportOptionalSubscript]
+                lines[index] = lines[index].replace(old, new.ljust(len(old)))  # a run notices a file of another size
+            path.write_text("".join(lines), "utf-8")
+    return copies
+
+
+def compare(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, ["compare", *map(str, arguments)], env={"COLUMNS": "160"})
+
+
+def right(run: Path, set_name: str) -> list[float]:
+    answers = {row.question: row for row in ps.open_run(run).predictions("test") if row.set == set_name}
+    return [float(answers[question].grade == "right") for question in sorted(answers)]
+
+
+def test_the_table_is_the_plain_formula_on_the_stored_answers(runs: dict[str, Path]) -> None:
+    result = compare("--seeds", *runs.values(), "--json")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert [group["label"] for group in printed["groups"]] == ["train.prompts_per_step=5", "train.prompts_per_step=7"]
+    assert [group["seeds"] for group in printed["groups"]] == [[1, 2], [1, 2]]
+    rows = [row for row in printed["scores"] if row["answers"] == "zero-shot-rationale.greedy"]
+    assert {row["set"] for row in rows} == {"sums", "other", "more"}
+    for name in ("sums", "other", "more"):
+        first, second = [row for row in rows if row["set"] == name]
+        tables = [[right(runs[f"{group}-{seed}"], name) for seed in (1, 2)] for group in ("forward", "reverse")]
+        assert first["by_seed"] == [statistics.fmean(row) for row in tables[0]] and first["difference"] is None
+        share, low, high = intervals.seeds_interval(tables[1])
+        assert (second["share"], second["low"], second["high"]) == (share, max(low, 0), min(high, 1))
+        expected = intervals.seeds_difference(tables[1], tables[0])
+        assert (second["difference"], second["difference_low"], second["difference_high"]) == expected
+        assert second["n"] == len(tables[0][0])
+    assert any(row["difference"] for row in rows), "the groups differ"
+
+
+def test_the_terminal_shows_groups_runs_and_what_the_intervals_are(runs: dict[str, Path]) -> None:
+    result = compare("--seeds", *runs.values())
+    assert result.exit_code == 0, result.output
+    assert "zero-shot-rationale.greedy, test: percent right, mean over seeds" in result.stdout
+    assert result.stdout.count("train.prompts_per_step=7  ") >= 3
+    assert f"train.prompts_per_step=7: {runs['reverse-1']} (seed 1), {runs['reverse-2']} (seed 2)" in result.stdout
+    assert "other seeds and other questions" in result.stdout
+    alone = compare("--seeds", runs["forward-1"], runs["forward-2"])
+    assert alone.exit_code == 0 and f"  {runs['forward-1']}" in alone.stdout
+
+
+def test_a_group_needs_two_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
+    def refused(*arguments: object) -> UserError:
+        error = compare("--seeds", *arguments).exception
+        assert isinstance(error, UserError)
+        return error
+
+    error = refused(runs["forward-1"], runs["forward-2"], runs["reverse-1"])
+    assert error.code == "E-cli-compare-seeds"
+    assert "train.prompts_per_step=7" in error.found, "the message shows how the runs were grouped"
+    again = shutil.copytree(runs["forward-1"], tmp_path / "again")
+    assert refused(runs["forward-1"], again).code == "E-cli-compare-seeds"
+    assert refused(*runs.values(), "--page", tmp_path / "page.html").code == "E-cli-compare-more"
+
+
+def test_a_group_is_named_by_the_keys_that_differ() -> None:
+    groups = [{"a": 1, "b": None, "c": "x" * 60}, {"a": 1, "b": 2, "c": "y"}, {"a": 1, "b": None, "c": "y"}]
+    assert label_groups(groups) == [f"c={'x' * 37}...", "b=2, c=y", "c=y"]
