@@ -143,16 +143,20 @@ class Run:
         split: Literal["validation", "test"],
         checkpoint: Checkpoint | int | None = None,
         *,
-        format: str = "zero-shot-rationale",
-        decoding: str = "greedy",
+        format: str | None = None,
+        decoding: str | None = None,
     ) -> Iterator[Prediction]:
         """The graded answers of a checkpoint, which is by default the selected one; 0 is the base.
 
-        Raises `UserError` if the run has no such answers; the message names those that it has.
+        format, decoding  by default `select.format`, and the first of `evaluate.decodings`
+
+        A run without a teacher has only the base. Raises `UserError` if the run has no such answers; the message names
+        those that it has.
         """
         from potstill.evaluation.checkpoint import list_answers, read_predictions
 
         folder, answered = self._evaluated(split), self._checkpoint(checkpoint)
+        format, decoding = format or self.recipe.select.format, decoding or self.recipe.evaluate.decodings[0]
         wanted, answers = f"{answered.name}/{format}.{decoding}", list_answers(folder)
         if wanted not in answers:
             what, hint = "there are no such answers", f"CHECKPOINT/FORMAT.DECODING is one of {', '.join(answers)}"
@@ -179,7 +183,7 @@ class Run:
 
     def _checkpoint(self, checkpoint: Checkpoint | int | None) -> Checkpoint:
         if checkpoint is None:
-            return self.choice
+            return BASE if self.recipe.teacher.kind == "none" else self.choice
         return Checkpoint(checkpoint) if isinstance(checkpoint, int) else checkpoint
 
     def _evaluated(self, split: str) -> Path:

@@ -16,12 +16,13 @@ from potstill import cli
 from potstill.cli.compare_seeds import label_groups
 from potstill.errors import UserError
 from potstill.evaluation import intervals
+from potstill.recipe import load_recipe, recipe_to_yaml
 
 CHANGES = {
-    "forward-1": {"seed": "1"},
-    "forward-2": {"seed": "2"},
-    "reverse-1": {"seed": "1", "prompts_per_step": "7"},
-    "reverse-2": {"seed": "2", "prompts_per_step": "7"},
+    "forward-1": ["seed=1"],
+    "forward-2": ["seed=1", "train.seed=2"],
+    "reverse-1": ["seed=1", "train.prompts_per_step=7"],
+    "reverse-2": ["seed=2", "train.prompts_per_step=7"],
 }
 GRADE = re.compile(r'"grade":"(right|wrong|no answer|truncated)"')
 
@@ -30,15 +31,12 @@ GRADE = re.compile(r'"grade":"(right|wrong|no answer|truncated)"')
 def runs(finished: Path, tmp_path: Path) -> dict[str, Path]:
     """Four copies of a run, of two recipes with two seeds each. The second recipe answers every other question otherwise."""
     copies = {}
-    for number, (name, values) in enumerate(CHANGES.items()):
+    for number, (name, changes) in enumerate(CHANGES.items()):
         copies[name] = copy = tmp_path / name
         for part in ("select", "test", "evaluate"):
             shutil.copytree(finished / part, copy / part)
-        text = (finished / "recipe.yaml").read_text("utf-8")
-        for key, value in values.items():
-            text, count = re.subn(rf"(?m)^( *){key}: .*$", rf"\g<1>{key}: {value}", text)
-            assert count == 1, key
-        (copy / "recipe.yaml").write_text(text, "utf-8")
+        recipe = load_recipe(finished / "recipe.yaml", changes)
+        (copy / "recipe.yaml").write_text(recipe_to_yaml(recipe), "utf-8")
         for path in (copy / "test").glob("*/*.jsonl") if name.startswith("reverse") else ():
             lines = path.read_text("utf-8").splitlines(keepends=True)
             for index in range(number % 2, len(lines), 2):

@@ -121,6 +121,26 @@ def test_a_run_gives_its_records(finished: Path) -> None:
     assert isinstance(student.model, torch.nn.Module) and len(repr(student.tokenizer)) < 300
 
 
+def test_predictions_are_by_default_those_that_selected(finished: Path, tmp_path: Path) -> None:
+    for part in ("test", "select"):
+        shutil.copytree(finished / part, tmp_path / part)
+    text = (finished / "recipe.yaml").read_text("utf-8")
+    head, select, tail = text.partition("\nselect:\n")
+    tail = tail.replace("format: zero-shot-rationale", "format: few-shot-answer", 1)
+    (tmp_path / "recipe.yaml").write_text(head + select + tail, "utf-8")
+    run, named = ps.open_run(tmp_path), {"format": "few-shot-answer", "decoding": "greedy"}
+    assert run.recipe.select.format == "few-shot-answer"
+    assert list(run.predictions("test")) == list(ps.open_run(finished).predictions("test", **named))
+    with pytest.raises(ps.UserError) as caught:
+        list(run.predictions("test", format="zero-shot-answer"))
+    assert caught.value.code == "E-run-no-answers" and "/few-shot-answer.greedy" in caught.value.hint
+    # A run without a teacher selects nothing: it has only the base.
+    (tmp_path / "recipe.yaml").write_text(
+        "name: x\nteacher: {kind: none}\nstudent: {model: x}\nquestions: {train: []}\n"
+    )
+    assert list(ps.open_run(tmp_path).predictions("test")) == list(ps.open_run(finished).predictions("test", 0))
+
+
 @pytest.mark.parametrize(
     "call, code",
     [

@@ -2,10 +2,10 @@
 
     potstill compare --seeds runs/forward-1 runs/forward-2 runs/reverse-1 runs/reverse-2
 
-Runs whose recipes differ only in `seed`, `name` and `report` are one group. Groups are in the order of their first run,
-and each is compared with the first. The table has a row for each set and group: the mean accuracy over seeds, and its
-difference from the first group. Intervals hold for other seeds and other questions of the same kind
-(`intervals.seeds_difference`). Only questions that all runs answered count.
+Runs whose recipes differ only in seeds (`seed`, `train.seed`, ...), `name` and `report` are one group. Groups are in the
+order of their first run, and each is compared with the first. The table has a row for each set and group: the mean
+accuracy over seeds, and its difference from the first group. Intervals hold for other seeds and other questions of the
+same kind (`intervals.seeds_difference`). Only questions that all runs answered count.
 
     >>> label_groups([{"train.divergence": "forward_kl", "seed": 1}, {"train.divergence": "reverse_kl", "seed": 1}])
     ['train.divergence=forward_kl', 'train.divergence=reverse_kl']
@@ -31,6 +31,7 @@ from potstill.report.summary import format_points, percent_number
 from potstill.run_reader import open_run
 
 NOTE: Final = "Intervals hold for other seeds and other questions of the same kind, not for other data sets."
+SEED_KEYS: Final = ("train.seed", "teacher.seed", "evaluate.seed")
 LONGEST_VALUE: Final = 40  # characters of a key's value in the name of a group
 
 
@@ -40,7 +41,7 @@ class SeedGroup:
 
     label  the keys in which the groups differ, with their values; the name of the first run if there is only one group
     runs   the runs as they were named
-    seeds  the seed of each run
+    seeds  the seed of each run's training
     """
 
     label: str
@@ -100,23 +101,22 @@ def compare_seeds(names: Sequence[str], *, as_json: bool = False) -> None:
 
 def group_runs(names: Sequence[str]) -> Iterator[SeedGroup]:
     """The groups of the runs, in the order of their first run. Raises UserError if a group is no sample of seeds."""
-    members: dict[str, list[tuple[str, int]]] = {}
+    members: dict[str, list[tuple[str, Recipe]]] = {}
     keys: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(names):
         run_dir, checkpoint = parse_run(name)
         recipe = open_run(run_dir).recipe
         values = _compared_keys(recipe) | ({} if checkpoint is None else {"step": checkpoint.label})
         identity = json.dumps(values, sort_keys=True)
-        members.setdefault(identity, []).append((name, recipe.seed))
+        members.setdefault(identity, []).append((name, recipe))
         keys.setdefault(identity, values)
     labels = label_groups(list(keys.values()))
     if len(keys) == 1:
         labels = [next(iter(members.values()))[0][0]]
     for label, runs in zip(labels, members.values(), strict=True):
-        seeds = tuple(seed for _, seed in runs)
-        if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        if len(runs) < 2 or len({_seeds(recipe) for _, recipe in runs}) < len(runs):
             _refuse_group(labels, list(members.values()))
-        yield SeedGroup(label, tuple(name for name, _ in runs), seeds)
+        yield SeedGroup(label, tuple(name for name, _ in runs), tuple(recipe.training_seed for _, recipe in runs))
 
 
 def label_groups(keys: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -161,16 +161,22 @@ def score_groups(groups: Sequence[SeedGroup], models: Mapping[str, ComparedCheck
 def _compared_keys(recipe: Recipe) -> dict[str, Any]:
     """Every key that makes two recipes different, apart from their seeds."""
     sections = [name for name in type(recipe).model_fields if name not in ("name", "seed", "report")]
-    return flatten_keys(recipe, *sections)
+    return {key: value for key, value in flatten_keys(recipe, *sections).items() if key not in SEED_KEYS}
 
 
-def _refuse_group(labels: Sequence[str], groups: Sequence[Sequence[tuple[str, int]]]) -> NoReturn:
+def _seeds(recipe: Recipe) -> tuple[int, ...]:
+    return recipe.seed, recipe.training_seed, recipe.sampling_seed, recipe.evaluation_seed
+
+
+def _refuse_group(labels: Sequence[str], groups: Sequence[Sequence[tuple[str, Recipe]]]) -> NoReturn:
     found = "; ".join(
-        f"{label}: " + ", ".join(f"{run} (seed {seed})" for run, seed in runs)
+        f"{label}: " + ", ".join(f"{run} (seed {recipe.training_seed})" for run, recipe in runs)
         for label, runs in zip(labels, groups, strict=True)
     )
     what = "each recipe needs two or more runs with different seeds"
-    hint = "run each recipe with several seeds (--set seed=2 --set name=NAME-2); runs of a group differ only in seed and name"
+    hint = (
+        "runs of a group differ only in seeds and name: run each recipe again with --set train.seed=2 --set name=NAME-2"
+    )
     raise UserError(what, code="E-cli-compare-seeds", where="--seeds", found=found, hint=hint)
 
 
