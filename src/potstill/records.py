@@ -212,7 +212,7 @@ class Chain:
 
         Raises UserError for a token or an outcome that is not bytes (or END), and if the candidates do not fit the tokens.
         """
-        steps = [step.items() if isinstance(step, Mapping) else step for step in candidates]
+        steps = [tuple(step.items() if isinstance(step, Mapping) else step) for step in candidates]
         wrong = [token for token in tokens if not isinstance(token, bytes)]
         wrong += [outcome for step in steps for outcome, _ in step if not isinstance(outcome, bytes | End)]
         where = f"chain {(question, source, index)}"

@@ -69,6 +69,7 @@ def test_the_candidates_of_a_step_may_be_a_mapping() -> None:
     steps = [{b" 4": 0.0}, {b"2": math.log(0.75), b"7": math.log(0.25)}, {ps.END: 0.0}]
     chain = ps.Chain.from_tokens("q", 0, tokens, steps)
     assert chain == ps.Chain.from_tokens("q", 0, tokens, [list(step.items()) for step in steps])
+    assert chain == ps.Chain.from_tokens("q", 0, tokens, [iter(step.items()) for step in steps])
     assert step_distributions(chain)[1] == pytest.approx({b"2": 0.75, b"7": 0.25})
 
 
