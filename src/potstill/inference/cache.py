@@ -80,8 +80,11 @@ class CachingEngine:
 
 
 def _hash_request(request: Request, decode: Decode) -> str:
-    """A digest of everything except the weights that determines a text. A greedy text does not depend on its key."""
+    """A digest of everything except the weights that determines a text. A greedy text depends neither on its key nor on
+    the seed."""
     settings = {name: getattr(decode, name) for name in ("max_tokens", "temperature", "seed", "stop_at_answer")}
+    if decode.temperature == 0:
+        settings["seed"] = 0
     settings["calculator"] = calculator.MARKS_VERSION if decode.calculator else False
     settings["likelihood"] = decode.likelihood
     settings |= {"stop_repeats": sampling.REPEATS_VERSION} if decode.stop_repeats else {}
