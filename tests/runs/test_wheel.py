@@ -66,7 +66,7 @@ def test_the_tutorial_notebook_runs_with_the_wheel(wheel: Path, tmp_path: Path) 
     for old, new in zip(page[2:], made[2:], strict=True):
         same = bool(old.output) == bool(new.output) if notebook.VARIES in old.source else old.output == new.output
         assert same, (
-            f"tools/docs/library_notebook.py writes outputs anew:\n{old.source}\n\n{old.output}\n\n{new.output}"
+            f"tools/docs/library_notebook.py writes the outputs again:\n{old.source}\n\n{old.output}\n\n{new.output}"
         )
 
 

@@ -170,7 +170,7 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
 def test_the_schema_for_editors_is_current() -> None:
     kept = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
     assert kept == recipe_json_schema(), (
-        "write it anew: python -c 'import json, potstill.recipe as r; print(json.dumps(r.recipe_json_schema(), indent=1))'"
+        "write it again: python -c 'import json, potstill.recipe as r; print(json.dumps(r.recipe_json_schema(), indent=1))'"
         " > recipes/recipe.schema.json"
     )
 
