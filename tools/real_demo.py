@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -73,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_all(options.seeds, options.jobs, options.rest)
     table = "\n".join(write_table(options.seeds))
     TABLE.write_text(table + "\n", "utf-8")
-    minutes, peak = (time.monotonic() - start) / 60, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    suffixes = [*(f"seed-{seed}" for seed in options.seeds), "answers", "few-shot"]
+    peak = max(peak_memory(run_dir(suffix)) for suffix in suffixes)
+    minutes = (time.monotonic() - start) / 60
     print(f"\n{table}\n\n{minutes:.1f} minutes; the largest run used {peak:.1f} GiB of memory")
     print(f"table: {TABLE}; pages:")
     for seed in options.seeds:
@@ -207,6 +208,12 @@ def write_curve(seeds: Sequence[int]) -> Iterator[str]:
             for name in sets
         ]
         yield f"| {checkpoint.label} | {minutes:.1f} | {' | '.join(map(percent_number, shares))} |"
+
+
+def peak_memory(run_dir: Path) -> float:
+    """The largest memory of a run's processes in GiB, from its log, which also has the processes of earlier calls."""
+    events = map(json.loads, (run_dir / "log.jsonl").read_text("utf-8").splitlines())
+    return max(event.get("peak_memory_mib", 0) for event in events) / 1024
 
 
 def training_minutes(opened: ps.Run, step: int) -> float:
