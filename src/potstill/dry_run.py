@@ -94,7 +94,7 @@ def _teacher_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path, so_
     if so_far.sampled:
         return [f"teacher           {recipe.teacher.kind}: all chains are stored; nothing is left to sample"]
     lines = teachers.from_recipe(recipe).forecast(train, so_far.stored)
-    lines += _sampling_lines(recipe, train, so_far)
+    lines += _section(lambda: _sampling_lines(recipe, train, so_far), "  time")  # the other lines need no model
     stored, usage = sum((so_far.stored or {}).values()), ledger.total_usage(run_dir)
     if stored and usage["requests"]:
         missing = sum(missing_chains(train, recipe.teacher.samples, so_far.stored)) / stored

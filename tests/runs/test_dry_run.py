@@ -195,6 +195,8 @@ def test_the_plan_estimates_the_time_of_a_local_teacher_only(
     assert counted[0] == 12 * 24  # chains, tokens of a chain
     plan = plan_of(tiny.recipe(world, tiny.SERVER, "teacher.server.urls=['http://127.0.0.1:9']"), tmp_path / "new")
     assert plan["time"] == "estimated after the first minute of sampling"
+    plan = plan_of(tiny.recipe(world, "teacher.model=missing"), tmp_path / "new")
+    assert "12 chains" in plan["requests"] and plan["time"].startswith("no estimate")
 
 
 def test_the_plan_of_a_run_that_grows_counts_what_is_missing(world: Path, tmp_path: Path, finished: Path) -> None:
