@@ -183,7 +183,7 @@ class Run:
 
     def _checkpoint(self, checkpoint: Checkpoint | int | None) -> Checkpoint:
         if checkpoint is None:
-            return BASE if self.recipe.teacher.kind == "none" else self.choice
+            return self.choice if self.recipe.has_teacher else BASE
         return Checkpoint(checkpoint) if isinstance(checkpoint, int) else checkpoint
 
     def _evaluated(self, split: str) -> Path:

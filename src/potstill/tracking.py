@@ -13,8 +13,6 @@ again with other inputs, a new run of the tracker begins. A training that is mad
 
     >>> flat_numbers("train", {"step": 7, "loss": 0.5, "losses": {"few-shot-answer": 0.25}, "utilisation": None})
     {'train/loss': 0.5, 'train/losses/few-shot-answer': 0.25}
-    >>> flat_config({"train": {"steps": 500, "formats": {"few-shot-answer": 1}}})
-    {'train.steps': 500, 'train.formats.few-shot-answer': 1}
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from potstill import progress, storage
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import intervals
-from potstill.recipe import Recipe
+from potstill.recipe import Recipe, flatten_values
 from potstill.records import BASE, Checkpoint
 from potstill.report.run_files import RunFiles, compare_answers
 from potstill.storage import manifest, run_folder
@@ -145,14 +143,6 @@ def read_config(run_dir: Path, recipe: Recipe) -> dict[str, Any]:
     if (run_dir / "select" / checkpoints.CHOICE_FILE).exists():
         facts["selected"] = checkpoints.read_choice(run_dir).checkpoint.name
     return {**recipe.model_dump(mode="json"), "run": facts}
-
-
-def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> plain value. An empty mapping is a value."""
-    rows: dict[str, Any] = {}
-    for key, value in config.items():
-        rows |= flat_config(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
-    return rows
 
 
 def read_points(run_dir: Path, recipe: Recipe) -> Streams:
@@ -386,7 +376,7 @@ class TensorBoardTracker:
         self.writer = EventFileWriter(str(path))
         # This event makes a running TensorBoard drop the points of the removed files.
         self._add(0, run.start, session_log=SessionLog(status=SessionLog.START))
-        config = {key: value for key, value in flat_config(run.config).items() if value is not None}
+        config = {key: value for key, value in flatten_values(run.config).items() if value is not None}
         cells = [["key", "value"], *([key, _as_code(value)] for key, value in config.items())]
         self._add(0, run.start, summary=text_pb("configuration", np.array(cells, dtype=object)))
         plain = {key: json.dumps(value) if isinstance(value, (list, dict)) else value for key, value in config.items()}

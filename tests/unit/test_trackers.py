@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from potstill import cli, tracking
 from potstill.errors import UserError
-from potstill.recipe import parse_recipe
+from potstill.recipe import flatten_values, parse_recipe
 from potstill.records import Checkpoint, Score
 from potstill.serialization import to_json
 from potstill.storage.manifest import Identity
@@ -250,7 +250,7 @@ def test_the_configuration_is_the_recipe_and_what_the_run_recorded(tmp_path: Pat
         "fingerprints": {"student_model": "a", "student_model_commit": "commit of a"},
     }
     assert config == RECIPE.model_dump(mode="json")
-    flat = tracking.flat_config(config)
+    flat = flatten_values(config)
     assert flat["train.formats.zero-shot-rationale"] == 1 and flat["sets"] == {} and "train" not in flat
 
 

@@ -21,6 +21,7 @@ import difflib
 import io
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ __all__ = [
     "find_path",
     "find_paths",
     "flatten_keys",
+    "flatten_values",
     "load_recipe",
     "parse_recipe",
     "recipe_data_folder",
@@ -144,14 +146,22 @@ def find_paths(recipe: Recipe, path: str, key: str) -> list[Path]:
 
 def flatten_keys(recipe: Recipe, *prefixes: str) -> dict[str, Any]:
     """Dotted key -> plain value, for every key that equals a prefix or is in its section."""
+    rows = flatten_values(recipe.model_dump(mode="json"))
+    return {
+        key: value
+        for key, value in rows.items()
+        if any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+    }
+
+
+def flatten_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> plain value, for nested values. An empty mapping is a value.
+
+    >>> flatten_values({"train": {"steps": 500, "formats": {"few-shot-answer": 1}}})
+    {'train.steps': 500, 'train.formats.few-shot-answer': 1}
+    """
     rows: dict[str, Any] = {}
-
-    def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict) and value:
-            for name, inner in value.items():
-                walk(inner, f"{key}.{name}" if key else name)
-        elif any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes):
-            rows[key] = value
-
-    walk(recipe.model_dump(mode="json"), "")
+    for key, value in values.items():
+        inner = isinstance(value, Mapping) and value
+        rows |= flatten_values(value, f"{prefix}{key}.") if inner else {prefix + key: value}
     return rows

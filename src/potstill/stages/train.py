@@ -172,9 +172,8 @@ class Train(Stage):
                     time=time.time(),
                 )
                 if metrics_file and speed_file:
-                    speed_file.append(
-                        [asdict(speed)]
-                    )  # first: `potstill track` reads the time of every step in metrics
+                    # The speed first: `potstill track` reads the time of every step in the metrics.
+                    speed_file.append([asdict(speed)])
                     metrics_file.append([asdict(step)])
                 tokens += step.tokens
                 utilisation = "" if speed.utilisation is None else f", {speed.utilisation:.1%} of the peak"
