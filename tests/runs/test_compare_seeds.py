@@ -13,10 +13,12 @@ from typer.testing import CliRunner, Result
 
 import potstill as ps
 from potstill import cli
-from potstill.cli.compare_seeds import label_groups
 from potstill.errors import UserError
 from potstill.evaluation import intervals
 from potstill.recipe import load_recipe, recipe_to_yaml
+from potstill.records import Checkpoint
+from potstill.report.group_files import read_groups, read_run
+from potstill.report.group_scores import score_groups
 
 CHANGES = {
     "forward-1": ["seed=1"],
@@ -96,10 +98,18 @@ def test_a_group_needs_two_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert error.code == "E-cli-compare-seeds"
     assert "train.prompts_per_step=7" in error.found, "the message shows how the runs were grouped"
     again = shutil.copytree(runs["forward-1"], tmp_path / "again")
-    assert refused(runs["forward-1"], again).code == "E-cli-compare-seeds"
+    assert refused(runs["forward-1"], again).code == "E-report-same-seeds"
     assert refused(*runs.values(), "--page", tmp_path / "page.html").code == "E-cli-compare-more"
 
 
-def test_a_group_is_named_by_the_keys_that_differ() -> None:
-    groups = [{"a": 1, "b": None, "c": "x" * 60}, {"a": 1, "b": 2, "c": "y"}, {"a": 1, "b": None, "c": "y"}]
-    assert label_groups(groups) == [f"c={'x' * 37}...", "b=2, c=y", "c=y"]
+def test_groups_are_read_from_folders_with_one_base_for_each_student(runs: dict[str, Path], tmp_path: Path) -> None:
+    groups = read_groups([*runs.values(), runs["forward-1"]], base=True)
+    assert [(group.label, group.seeds) for group in groups] == [
+        ("base", (1, 2)),  # random weights: `seed` draws them, so there are two
+        ("train.prompts_per_step=5", (1, 2)),
+        ("train.prompts_per_step=7", (1, 2)),
+    ]
+    assert {score.baseline for score in score_groups(groups, "own base")} == {None, "base"}
+    with pytest.raises(UserError) as error:
+        read_run(runs["forward-1"], Checkpoint(3))
+    assert error.value.code == "E-report-not-evaluated"

@@ -100,6 +100,7 @@ PURE = {
     "evaluation.intervals",
     "evaluation.selection",
     "report.calibration",
+    "report.group_scores",
     "report.model",
     "report.model_comparison",
     "report.question_views",

@@ -21,7 +21,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +33,7 @@ from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import intervals
 from potstill.records import BASE, Checkpoint, Prediction, Split
-from potstill.report import html, model_comparison
+from potstill.report import group_files, html, model_comparison
 from potstill.report.example_questions import share_out
 from potstill.report.model import FIXED_WEIGHTS_NOTE, ONE_SEED_NOTE, SET_GROUPS, SetGroup
 from potstill.report.summary import format_points, percent_number
@@ -251,26 +251,38 @@ def _changed_rows(name: str, pairs: list[AnswerPair]) -> Iterator[dict[str, Any]
 
 def open_all(names: Sequence[str]) -> tuple[list[ComparedCheckpoint], Split]:
     """All checkpoints, with their answers on test if all were tested, otherwise on validation."""
-    runs, where = [parse_run(text) for text in names], ", ".join(names)
-    stages: tuple[tuple[str, Split], ...] = (("test", "test"), ("evaluate", "validation"))
-    for stage, split in stages:
-        opened = [_open_checkpoint(run_dir, named, stage) for run_dir, named in runs]
-        found = [model for model in opened if model is not None]
-        if len(found) < len(opened):
-            continue
-        shared = set(found[0].answers).intersection(*(model.answers for model in found[1:]))
-        if not any(set(found[0].answers[name]).intersection(*(row.answers[name] for row in found)) for name in shared):
-            what = "the checkpoints have no question in common"
-            hint = "compare runs that were evaluated on the same sets in the same format and decoding"
-            raise UserError(what, code="E-cli-compare-nothing", where=where, hint=hint)
-        return found, split
+    split = find_split(names)
+    found = [_open_checkpoint(*parse_run(text), group_files.STAGES[split]) for text in names]
+    shared = set(found[0].answers).intersection(*(model.answers for model in found[1:]))
+    if not any(set(found[0].answers[name]).intersection(*(row.answers[name] for row in found)) for name in shared):
+        refuse_nothing(names)
+    return found, split
+
+
+def refuse_nothing(names: Sequence[str]) -> NoReturn:
+    """Raise the UserError for checkpoints without a common question."""
+    what = "the checkpoints have no question in common"
+    hint = "compare runs that were evaluated on the same sets in the same format and decoding"
+    raise UserError(what, code="E-cli-compare-nothing", where=", ".join(names), hint=hint)
+
+
+def find_split(names: Sequence[str]) -> Literal["validation", "test"]:
+    """`test` if all checkpoints were tested, otherwise validation. Raises UserError if one of them was not evaluated."""
+    runs = [parse_run(text) for text in names]
+    for split, stage in group_files.STAGES.items():
+        found = [checkpoint or group_files.find_checkpoint(run_dir, stage) for run_dir, checkpoint in runs]
+        if all(
+            checkpoint is not None and manifest.read_finished(run_dir / stage / checkpoint.name) is not None
+            for (run_dir, _), checkpoint in zip(runs, found, strict=True)
+        ):
+            return split
     what = "one of the runs has not been evaluated"
     evaluated = [
         f"{run_dir}: {', '.join(row.name for row in checkpoints.list_answered_checkpoints(run_dir / 'evaluate')) or 'none'}"
         for run_dir in dict.fromkeys(run_dir for run_dir, _ in runs)
     ]
     hint = "name finished runs, or checkpoints that were all evaluated (RUN@STEP)"
-    answered = f"evaluated checkpoints of {'; of '.join(evaluated)}"
+    answered, where = f"evaluated checkpoints of {'; of '.join(evaluated)}", ", ".join(names)
     raise UserError(what, code="E-cli-compare-unevaluated", where=where, found=answered, hint=hint)
 
 
@@ -286,24 +298,13 @@ def parse_run(text: str) -> tuple[Path, Checkpoint | None]:
     return run_dir, checkpoint
 
 
-def _open_checkpoint(run_dir: Path, checkpoint: Checkpoint | None, stage: str) -> ComparedCheckpoint | None:
-    """The named checkpoint with its answers; None if it was not evaluated.
-
-    Without a name, it is the chosen checkpoint, or the only checkpoint of a run that only evaluates.
-    """
-    if checkpoint is None and (run_dir / "select" / checkpoints.CHOICE_FILE).is_file():
-        checkpoint = checkpoints.read_choice(run_dir).checkpoint
-    elif checkpoint is None:
-        answered = checkpoints.list_answered_checkpoints(run_dir / stage)
-        checkpoint = answered[0] if len(answered) == 1 else None
-    if checkpoint is None or manifest.read_finished(run_dir / stage / checkpoint.name) is None:
-        return None
+def _open_checkpoint(run_dir: Path, checkpoint: Checkpoint | None, stage: str) -> ComparedCheckpoint:
+    """The named checkpoint with its answers; without a name, as in `group_files.find_checkpoint`."""
+    checkpoint = checkpoint or group_files.find_checkpoint(run_dir, stage)
+    assert checkpoint is not None, "the split was found for all checkpoints"
     answers = {}
     for path in sorted((run_dir / stage / checkpoint.name).glob("*.jsonl")):
         rows = storage.iter_records(Prediction, path)
         answers[path.stem] = {row.question: row for row in rows if row.index == 0}
-    training = ""
-    if checkpoint != BASE:  # a copy of the run has the same digest of its training
-        finished = manifest.read_finished(run_dir / "train")
-        training = str(run_dir.resolve()) if finished is None else finished.digest
+    training = "" if checkpoint == BASE else group_files.training_digest(run_dir)
     return ComparedCheckpoint(f"{run_dir.name} step {checkpoint.label}", answers, run_dir.resolve(), training)

@@ -4,73 +4,27 @@
 
 Runs whose recipes differ only in seeds (`seed`, `train.seed`, ...), `name` and `report` are one group. Groups are in the
 order of their first run, and each is compared with the first. The table has a row for each set and group: the mean
-accuracy over seeds, and its difference from the first group. Intervals hold for other seeds and other questions of the
-same kind (`intervals.seeds_difference`). Only questions that all runs answered count.
-
-    >>> label_groups([{"train.divergence": "forward_kl", "seed": 1}, {"train.divergence": "reverse_kl", "seed": 1}])
-    ['train.divergence=forward_kl', 'train.divergence=reverse_kl']
+accuracy over seeds, and its difference from the first group (`report.group_scores`).
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, NoReturn
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Final, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
-from potstill.cli.compare import ComparedCheckpoint, open_all, parse_run
+from potstill.cli.compare import find_split, parse_run, refuse_nothing
 from potstill.cli.tables import plain_text
 from potstill.errors import UserError
-from potstill.evaluation import intervals
-from potstill.recipe import Recipe, flatten_keys
+from potstill.report.group_files import read_run
+from potstill.report.group_scores import GroupScore, SeedGroup, group_runs, score_groups
 from potstill.report.summary import format_points, percent_number
-from potstill.run_reader import open_run
 
 NOTE: Final = "Intervals hold for other seeds and other questions of the same kind, not for other data sets."
-SEED_KEYS: Final = ("train.seed", "teacher.seed", "evaluate.seed")
-LONGEST_VALUE: Final = 40  # characters of a key's value in the name of a group
-
-
-@dataclass(frozen=True, slots=True)
-class SeedGroup:
-    """The runs of one recipe with different seeds.
-
-    label  the keys in which the groups differ, with their values; the name of the first run if there is only one group
-    runs   the runs as they were named
-    seeds  the seed of each run's training
-    """
-
-    label: str
-    runs: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupScore:
-    """A group on one set. All shares and differences have 95 % intervals over seeds and questions.
-
-    answers     format and decoding
-    n           number of questions that all runs answered
-    share       mean over seeds of the share of right answers
-    by_seed     the share of each run
-    difference  the share minus that of the first group; None for the first group, as are its bounds
-    """
-
-    answers: str
-    set: str
-    group: str
-    n: int
-    share: float
-    low: float
-    high: float
-    by_seed: tuple[float, ...]
-    difference: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
 
 
 def compare_seeds(names: Sequence[str], *, as_json: bool = False) -> None:
@@ -81,12 +35,18 @@ def compare_seeds(names: Sequence[str], *, as_json: bool = False) -> None:
     Raises UserError if a run or checkpoint is missing, if a group has fewer than two seeds or one seed twice, or if the
     runs have no question in common.
     """
-    groups = list(group_runs(names))
-    models, split = open_all(names)
-    of_run = dict(zip(names, models, strict=True))
-    scores = list(score_groups(groups, of_run))
+    names = list(dict.fromkeys(names))
+    split = find_split(names)
+    groups = group_runs([read_run(*parse_run(name), name=name, split=split) for name in names])
+    if any(len(group.runs) < 2 for group in groups):
+        _refuse_single(groups)
+    scores = score_groups(groups)
+    if not scores:
+        refuse_nothing(names)
+    runs = {group.label: tuple(run.name for run in group.runs) for group in groups}
     if as_json:
-        rows = {"groups": [asdict(group) for group in groups], "scores": [asdict(score) for score in scores]}
+        of_groups = [{"label": group.label, "runs": runs[group.label], "seeds": group.seeds} for group in groups]
+        rows = {"groups": of_groups, "scores": [asdict(score) for score in scores]}
         print(json.dumps({"split": split, **rows, "note": NOTE}, ensure_ascii=False))
         return
     console = Console(soft_wrap=True)
@@ -94,84 +54,16 @@ def compare_seeds(names: Sequence[str], *, as_json: bool = False) -> None:
         console.print(plain_text(f"{answers}, {split}: percent right, mean over seeds"))
         console.print(_table([score for score in scores if score.answers == answers], groups))
     for group in groups:
-        runs = ", ".join(f"{run} (seed {seed})" for run, seed in zip(group.runs, group.seeds, strict=True))
-        console.print(plain_text(f"{group.label}: {runs}"))
+        named = ", ".join(f"{run} (seed {seed})" for run, seed in zip(runs[group.label], group.seeds, strict=True))
+        console.print(plain_text(f"{group.label}: {named}"))
     console.print(NOTE, style="dim")
 
 
-def group_runs(names: Sequence[str]) -> Iterator[SeedGroup]:
-    """The groups of the runs, in the order of their first run. Raises UserError if a group is no sample of seeds."""
-    members: dict[str, list[tuple[str, Recipe]]] = {}
-    keys: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(names):
-        run_dir, checkpoint = parse_run(name)
-        recipe = open_run(run_dir).recipe
-        values = _compared_keys(recipe) | ({} if checkpoint is None else {"step": checkpoint.label})
-        identity = json.dumps(values, sort_keys=True)
-        members.setdefault(identity, []).append((name, recipe))
-        keys.setdefault(identity, values)
-    labels = label_groups(list(keys.values()))
-    if len(keys) == 1:
-        labels = [next(iter(members.values()))[0][0]]
-    for label, runs in zip(labels, members.values(), strict=True):
-        if len(runs) < 2 or len({_seeds(recipe) for _, recipe in runs}) < len(runs):
-            _refuse_group(labels, list(members.values()))
-        yield SeedGroup(label, tuple(name for name, _ in runs), tuple(recipe.training_seed for _, recipe in runs))
-
-
-def label_groups(keys: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each group: the keys whose values differ between groups, with the group's values."""
-    differing = [
-        key
-        for key in dict.fromkeys(key for row in keys for key in row)
-        if len({json.dumps(row.get(key), sort_keys=True) for row in keys}) > 1
-    ]
-    return [
-        ", ".join(f"{key}={_shorten(row[key])}" for key in differing if row.get(key) is not None) or "default"
-        for row in keys
-    ]
-
-
-def score_groups(groups: Sequence[SeedGroup], models: Mapping[str, ComparedCheckpoint]) -> Iterator[GroupScore]:
-    """The scores of every group on every set, in every format and decoding that all runs have.
-
-    models  the answers of each run, by the name in `SeedGroup.runs`
-    """
-    everyone = [models[run] for group in groups for run in group.runs]
-    for answers in sorted(set(everyone[0].answers).intersection(*(model.answers for model in everyone[1:]))):
-        first = everyone[0].answers[answers]
-        asked: dict[str, list[str]] = {}
-        for question in sorted(set(first).intersection(*(model.answers[answers] for model in everyone[1:]))):
-            asked.setdefault(first[question].set, []).append(question)
-        for set_name, questions in sorted(asked.items()):
-            if len(questions) < 2:
-                continue  # one question has no interval
-            tables = [
-                [[float(models[run].answers[answers][id].grade == "right") for id in questions] for run in group.runs]
-                for group in groups
-            ]
-            for group, table in zip(groups, tables, strict=True):
-                share, low, high = intervals.seeds_interval(table)
-                change = () if group is groups[0] else intervals.seeds_difference(table, tables[0])
-                bounds = max(low, 0.0), min(high, 1.0)
-                by_seed = tuple(statistics.fmean(row) for row in table)
-                yield GroupScore(answers, set_name, group.label, len(questions), share, *bounds, by_seed, *change)
-
-
-def _compared_keys(recipe: Recipe) -> dict[str, Any]:
-    """Every key that makes two recipes different, apart from their seeds."""
-    sections = [name for name in type(recipe).model_fields if name not in ("name", "seed", "report")]
-    return {key: value for key, value in flatten_keys(recipe, *sections).items() if key not in SEED_KEYS}
-
-
-def _seeds(recipe: Recipe) -> tuple[int, ...]:
-    return recipe.seed, recipe.training_seed, recipe.sampling_seed, recipe.evaluation_seed
-
-
-def _refuse_group(labels: Sequence[str], groups: Sequence[Sequence[tuple[str, Recipe]]]) -> NoReturn:
+def _refuse_single(groups: Sequence[SeedGroup]) -> NoReturn:
     found = "; ".join(
-        f"{label}: " + ", ".join(f"{run} (seed {recipe.training_seed})" for run, recipe in runs)
-        for label, runs in zip(labels, groups, strict=True)
+        f"{group.label}: "
+        + ", ".join(f"{run.name} (seed {seed})" for run, seed in zip(group.runs, group.seeds, strict=True))
+        for group in groups
     )
     what = "each recipe needs two or more runs with different seeds"
     hint = (
@@ -198,8 +90,3 @@ def _table(scores: Sequence[GroupScore], groups: Sequence[SeedGroup]) -> Table:
         row = str(seeds[score.group]), percent_number(score.share), interval, *change
         table.add_row(plain_text(f"  {score.group}"), *row)
     return table
-
-
-def _shorten(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."

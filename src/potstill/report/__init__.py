@@ -8,5 +8,5 @@
 `summary` computes the numbers of the tables and figures, and `sentences` says them. `question_views` prepares the questions
 of the page, which `example_questions` picks. `calibration` measures confidence and entropy. `run_files` and
 `calibration_files` read files for `collect`, and `licences` finds the sources of a student. `model_comparison` compares
-models for the page of `potstill compare`.
+models for the page of `potstill compare`. `group_files` reads runs of several seeds, and `group_scores` compares them.
 """
