@@ -478,7 +478,7 @@ def _parameter_count(recipe: Recipe) -> int | None:
 
 def _checkpoint_count(recipe: Recipe) -> int:
     """The number of checkpoints that training saves."""
-    return -(-recipe.train.steps // recipe.train.checkpoint_every)
+    return len(recipe.train.checkpoint_steps)
 
 
 def _format_gib(size: float) -> str:

@@ -47,6 +47,7 @@ OPTIONAL_KEYS: Final = (
     *("student.chat_template_kwargs", "student.system_prompt"),
     *("teacher.chat_template_kwargs", "teacher.system_prompt"),
     *("teacher.seed", "train.seed", "evaluate.seed"),
+    "train.checkpoints",
 )
 # Stage -> the key that replaces `seed` for it.
 SEED_KEYS: Final = {

@@ -85,13 +85,15 @@ def mean_set_accuracy(outcomes: Outcomes) -> float:
     return sum(sum(map(bool, answers)) / len(answers) for answers in outcomes.values()) / len(outcomes)
 
 
-def count_since_best(values: Sequence[float]) -> int:
-    """The number of values after the best value. If several values are best, the first of them counts.
+def count_since_best(values: Sequence[float], counted: Sequence[bool]) -> tuple[int, int]:
+    """The index of the best value, and how many counted values follow it. If several values are best, the first of them
+    counts.
 
-    >>> count_since_best([0.1, 0.3, 0.2, 0.3]), count_since_best([0.1, 0.3, 0.4])
-    (2, 0)
+    >>> count_since_best([0.1, 0.3, 0.2, 0.3], [True] * 4), count_since_best([0.1, 0.3, 0.2, 0.3], [True, True, False, True])
+    ((1, 2), (1, 1))
     """
-    return len(values) - 1 - max(range(len(values)), key=values.__getitem__)
+    best = max(range(len(values)), key=values.__getitem__)
+    return best, sum(counted[best + 1 :])
 
 
 def _check_table(table: Mapping[Checkpoint, Outcomes], checkpoints: Sequence[Checkpoint], rule: str) -> None:

@@ -62,6 +62,13 @@ Paths = Annotated[
 ]
 
 
+# `log`, or the steps themselves.
+CheckpointSteps = Annotated[
+    Annotated[Literal["log"], Tag("[text]")] | Annotated[list[Positive], Field(min_length=1), Tag("[list]")],
+    Discriminator(lambda value: "[list]" if isinstance(value, list) else "[text]"),
+]
+
+
 class CustomSet(Section):
     """A custom set with one question per record: JSON lines, a JSON array, CSV, TSV, Parquet, Arrow, or a folder saved by
     `datasets`. It is a local file, a file at a URL, or a file of a dataset on the Hugging Face hub."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from potstill.recipe.fields import (
+    CheckpointSteps,
     Count,
     CustomSet,
     Decay,
@@ -138,7 +139,14 @@ class TrainSection(Section):
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="Norm to which gradients are clipped; null: no clipping."
     )
-    checkpoint_every: Positive = Field(default=250, description="Number of steps between two checkpoints.")
+    checkpoint_every: Positive = Field(
+        default=250, description="Number of steps between two checkpoints. The last step is also a checkpoint."
+    )
+    checkpoints: CheckpointSteps | None = Field(
+        default=None,
+        description="More checkpoints, in addition to every `checkpoint_every` steps: log for 1, 2, 4, 8, ... up to "
+        "checkpoint_every, or a list of steps. They do not count for early_stopping_patience.",
+    )
     async_checkpoints: bool = Field(
         default=True,
         description="Write checkpoints from a copy in host memory during the next steps (12 bytes per parameter with "
@@ -150,6 +158,21 @@ class TrainSection(Section):
         description="Training stops after this number of checkpoints without a better value of select.rule; implies "
         "evaluate.",
     )
+
+    @property
+    def extra_checkpoints(self) -> frozenset[int]:
+        """The steps that are checkpoints only because `checkpoints` names them."""
+        named = self.checkpoints or []
+        if named == "log":
+            named = [1 << power for power in range(self.checkpoint_every.bit_length())]
+        return frozenset(step for step in named if step % self.checkpoint_every and step < self.steps)
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        """The steps after which a checkpoint is saved, in order."""
+        return sorted(
+            {*range(self.checkpoint_every, self.steps, self.checkpoint_every), self.steps, *self.extra_checkpoints}
+        )
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -171,6 +194,8 @@ class TrainSection(Section):
         if self.stable_steps and self.warmup_steps + self.stable_steps > self.steps:
             both = f"warmup_steps {self.warmup_steps} and stable_steps {self.stable_steps}"
             refuse("E-recipe-schedule", f"{both} exceed steps {self.steps}")
+        if isinstance(self.checkpoints, list) and max(self.checkpoints) > self.steps:
+            refuse("E-recipe-checkpoints", f"checkpoints names step {max(self.checkpoints)}, but steps is {self.steps}")
         if sum(self.formats.values()) > 1_000_000:
             hint = "write smaller numbers in the same proportion"
             refuse("E-recipe-formats", f"the sum of the quotas in formats exceeds a million; {hint}")

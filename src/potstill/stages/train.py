@@ -122,7 +122,7 @@ class Train(Stage):
         training_data = examples.read_training_data(run_dir, recipe, student)
         # Whether training pauses after each checkpoint to evaluate it.
         evaluates = section.evaluate or section.early_stopping_patience is not None
-        last, stopped = resumed, False
+        saved_steps, last, stopped = set(section.checkpoint_steps), resumed, False
         if resumed and evaluates:
             stopped = _evaluate_and_check_stop(run_dir, recipe, storage.list_saved_steps(folder, resumed))
         with (
@@ -179,7 +179,7 @@ class Train(Stage):
                 utilisation = "" if speed.utilisation is None else f", {speed.utilisation:.1%} of the peak"
                 tick(1, f"loss {step.loss:.4f}, {speed.tokens_per_second:.0f} tokens/s{utilisation}")
                 last = step.step
-                if last % section.checkpoint_every == 0 or last == section.steps:
+                if last in saved_steps:
                     if metrics_file and speed_file:
                         for file in (metrics_file, speed_file):
                             file.sync()  # before the checkpoint: it can be resumed only if its metrics are complete
@@ -237,8 +237,9 @@ def _evaluate_checkpoints(run_dir: Path, recipe: Recipe, steps: list[int]) -> bo
         if saved.step == steps[-1] or manifest.read_finished(folder / saved.name) is None:
             checkpoint.evaluate_checkpoint(run_dir, recipe, folder, saved, "validation")
         values.append(selection.mean_set_accuracy(checkpoint.read_selection_outcomes(run_dir, recipe, saved)))
-    since = selection.count_since_best(values)
-    best = f"best step so far: {steps[-1 - since]}"
+    extra = recipe.train.extra_checkpoints
+    best, since = selection.count_since_best(values, [step not in extra for step in steps])
+    best = f"best step so far: {steps[best]}"
     name = recipe.select.rule.removeprefix("mean-")
     progress.print_line(f"step {steps[-1]}: {values[-1]:.1%} on {name} validation; {best}", "dim")
     return recipe.train.early_stopping_patience is not None and since >= recipe.train.early_stopping_patience
