@@ -369,10 +369,8 @@ class _Evaluation:
 
 def _list_evaluations(recipe: Recipe, sets: Sets, so_far: Progress) -> list[_Evaluation]:
     steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.interpolate or ())) + 1
-    rows: list[tuple[str, int, Split]] = [
-        ("evaluation", steps, "validation"),
-        ("test", 3 if recipe.on_policy else 2, "test"),
-    ]
+    tested = (3 if recipe.on_policy else 2) + len(recipe.select.also or ())  # fewer, if choices coincide
+    rows: list[tuple[str, int, Split]] = [("evaluation", steps, "validation"), ("test", tested, "test")]
     evaluations = []
     for stage, times, split in rows:
         specs = decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split))

@@ -217,21 +217,16 @@ class Chain:
         wrong += [outcome for step in steps for outcome, _ in step if not isinstance(outcome, bytes | End)]
         where = f"chain {(question, source, index)}"
         if wrong:
-            raise UserError(
-                "a token is not bytes",
-                code="E-chain-not-bytes",
-                where=where,
-                found=repr(wrong[0])[:80],
-                hint='give the text of the token as bytes, " 12".encode(); the end of the text is potstill.END',
-            )
+            found = repr(wrong[0])[:80]
+            hint = 'give the text of the token as bytes, " 12".encode(); the end of the text is potstill.END'
+            raise UserError("a token is not bytes", code="E-chain-not-bytes", where=where, found=found, hint=hint)
         if len(steps) not in (0, len(tokens), len(tokens) + 1):
-            raise UserError(
+            what, found = (
                 "the candidates do not fit the tokens",
-                code="E-chain-candidates",
-                where=where,
-                found=f"candidates of {len(steps)} steps, {len(tokens)} tokens",
-                hint="give the candidates of each token; those of the end of the text may follow",
+                f"candidates of {len(steps)} steps, {len(tokens)} tokens",
             )
+            hint = "give the candidates of each token; those of the end of the text may follow"
+            raise UserError(what, code="E-chain-candidates", where=where, found=found, hint=hint)
         return cls(
             question=question,
             source=source,
@@ -460,12 +455,31 @@ class PassCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionBound:
+    """The points (hundredths) of validation accuracy that a checkpoint may lose at most against the base.
+
+    name  `generic`, for the mean over the generic sets, or the name of a set
+    lost  the points that each checkpoint loses; negative if it gains
+    """
+
+    name: str
+    points: float
+    lost: tuple[tuple[Checkpoint, float], ...]
+
+    def keeps(self, checkpoint: Checkpoint) -> bool:
+        return dict(self.lost)[checkpoint] <= self.points + 1e-9  # 1e-9: for the rounding of decimal bounds
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """The selected checkpoint, and the rule and values by which it was selected.
 
-    table  the value of each checkpoint by the rule
-    tied   the checkpoints whose values lie in the paired interval of the best one, so that selection among them is by
-           chance
+    table     the value of each checkpoint by the rule
+    tied      the checkpoints whose values lie in the paired interval of the best one: selection among them is by chance
+    equal     the checkpoints with exactly the best value, of which the first is selected; empty in files of older versions
+    optimism  the expected loss of the best value on new questions, because it is the best of several; None if unknown
+    weights   (set, weight) of the rule `weighted`
+    bounds    the bounds of `select.retain`
     """
 
     checkpoint: Checkpoint
@@ -474,6 +488,10 @@ class Choice:
     decoding: str
     table: tuple[tuple[Checkpoint, float], ...]
     tied: tuple[Checkpoint, ...] = ()
+    equal: tuple[Checkpoint, ...] = ()
+    optimism: float | None = None
+    weights: tuple[tuple[str, float], ...] = ()
+    bounds: tuple[RetentionBound, ...] = ()
 
 
 def token_spans(tokens: Sequence[bytes]) -> tuple[tuple[int, int], ...]:

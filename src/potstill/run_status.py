@@ -170,6 +170,10 @@ def _count_checkpoints(run_dir: Path, recipe: Recipe, stage: str) -> int:
     if not recipe.has_teacher:
         return 1
     if stage == "test":
+        if recipe.select.also and manifest.read_finished(run_dir / "select") is not None:
+            from potstill.evaluation import choice  # only here, because it loads numpy
+
+            return len(choice.list_checkpoints_to_test(run_dir, recipe))
         return 3 if recipe.on_policy else 2
     trained = manifest.read_finished(run_dir / "train")
     saved = 0 if trained is None else len(trained.counts["checkpoints"])

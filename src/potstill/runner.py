@@ -47,7 +47,7 @@ OPTIONAL_KEYS: Final = (
     *("student.chat_template_kwargs", "student.system_prompt"),
     *("teacher.chat_template_kwargs", "teacher.system_prompt"),
     *("teacher.seed", "train.seed", "evaluate.seed"),
-    "train.checkpoints",
+    *("train.checkpoints", "select.weights", "select.retain", "select.also"),
 )
 # Stage -> the key that replaces `seed` for it.
 SEED_KEYS: Final = {

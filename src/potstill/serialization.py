@@ -27,6 +27,7 @@ from potstill.records import (
     PassCurve,
     Prediction,
     Question,
+    RetentionBound,
     Score,
     TextScore,
     Verdict,
@@ -59,7 +60,7 @@ class BoundedMemo(dict[Any, Any]):
 
 
 _encoded_pieces: Final = BoundedMemo(lambda piece: None if piece is END else encode_bytes(piece), 1 << 16)
-OPTIONAL_FIELDS: Final = ("repeated",)
+OPTIONAL_FIELDS: Final = ("repeated", "equal", "optimism", "weights", "bounds")  # left out if they are None or ()
 FILE_NAMES: Final = {"checkpoint": "step", "answer": "found"}  # fields that have another name in JSON
 
 
@@ -79,13 +80,13 @@ def to_json(
     record: Question | Chain | Verdict | Prediction | Score | LabelTable | TextScore | PassCurve | Choice,
 ) -> dict[str, Any]:
     """A record as a dict of plain JSON values, in the order of its fields. Empty fields of a chain are left out, and so are
-    OPTIONAL_FIELDS whose value is None."""
+    OPTIONAL_FIELDS without a value."""
     if not isinstance(record, Chain):
         values = {field.name: getattr(record, field.name) for field in fields(record)}
         return {
             FILE_NAMES.get(name, name): _to_plain(value)
             for name, value in values.items()
-            if value is not None or name not in OPTIONAL_FIELDS
+            if value not in (None, ()) or name not in OPTIONAL_FIELDS
         }
     row: dict[str, Any] = {"question": record.question, "source": record.source, "index": record.index}
     row["text"] = encode_bytes(record.content)
@@ -120,7 +121,12 @@ def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
         values["checkpoint"] = Checkpoint.parse(values["checkpoint"])
     if kind is Choice:
         values["table"] = tuple((Checkpoint.parse(name), value) for name, value in values["table"])
-        values["tied"] = tuple(map(Checkpoint.parse, values.get("tied", ())))
+        for name in ("tied", "equal"):
+            values[name] = tuple(map(Checkpoint.parse, values.get(name, ())))
+        values["bounds"] = tuple(
+            RetentionBound(row["name"], row["points"], tuple((Checkpoint.parse(c), lost) for c, lost in row["lost"]))
+            for row in values.get("bounds", ())
+        )
     return kind(**values)
 
 
@@ -172,6 +178,8 @@ def _chain_from_json(row: Mapping[str, Any]) -> Chain:
 def _to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_to_plain(item) for item in value]
+    if isinstance(value, RetentionBound):
+        return {field.name: _to_plain(getattr(value, field.name)) for field in fields(value)}
     return value.json_value if isinstance(value, Checkpoint) else value
 
 

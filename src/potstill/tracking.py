@@ -34,6 +34,7 @@ import numpy as np
 from potstill import progress, storage
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
+from potstill.evaluation import choice as choices
 from potstill.evaluation import intervals
 from potstill.recipe import Recipe, flatten_values
 from potstill.records import BASE, Checkpoint
@@ -203,7 +204,7 @@ def _list_scored(run_dir: Path, recipe: Recipe) -> list[_Scored]:
         for checkpoint in checkpoints.list_answered_checkpoints(run_dir / "evaluate")
         if checkpoint.is_plain and (run_dir / "evaluate" / checkpoint.name / checkpoints.SCORES_FILE).exists()
     ]
-    tested = checkpoints.list_checkpoints_to_test(run_dir, recipe) if (run_dir / "test").is_dir() else []
+    tested = choices.list_checkpoints_to_test(run_dir, recipe) if (run_dir / "test").is_dir() else []
     for checkpoint in tested:
         if (run_dir / "test" / checkpoint.name / manifest.MANIFEST_FILE).exists():
             scored.append(_Scored("test-on-policy" if checkpoint.on_policy_steps else "test", "test", checkpoint))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill.evaluation import checkpoint, selection
+from potstill.evaluation import checkpoint, choice, selection
 from potstill.recipe import load_recipe
 from potstill.report import collect
 from potstill.storage import manifest
@@ -24,11 +24,11 @@ def run_dir(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_checkpoint_is_the_best_on_the_sets_own_validation_part(run_dir: Path) -> None:
     recipe = load_recipe(run_dir / "recipe.yaml")
-    choice = checkpoint.read_choice(run_dir)
-    assert choice.rule == "in-distribution"
-    outcomes = {each: checkpoint.read_selection_outcomes(run_dir, recipe, each) for each, _ in choice.table}
+    made = checkpoint.read_choice(run_dir)
+    assert made.rule == "in-distribution"
+    outcomes = {each: choice.read_selection_outcomes(run_dir, recipe, each) for each, _ in made.table}
     assert {name for table in outcomes.values() for name in table} == {"sums"}
-    assert dict(choice.table) == {each: selection.mean_set_accuracy(table) for each, table in outcomes.items()}
+    assert dict(made.table) == {each: selection.mean_set_accuracy(table) for each, table in outcomes.items()}
 
 
 def test_only_the_sets_of_the_rule_belong_to_the_identity_of_the_selection(run_dir: Path, finished: Path) -> None:

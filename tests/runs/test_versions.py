@@ -36,7 +36,7 @@ READ_BY = {
     "evaluation.checkpoint": {*EXAM, "select", "report"},
     "evaluation.decoding": EXAM,
     "evaluation.intervals": {*EXAM, "select", "report"},
-    "evaluation.selection": {"select", "train"},
+    "evaluation.selection": {"select", "train", "test"},  # test: with other choices
     "evaluation.self_consistency": EXAM,
     "grading": {*EXAM, "filter", "report"},
     "inference": {*EXAM, "sample"},
@@ -82,7 +82,10 @@ COUNTED_AS = {
 
 # Together these read everything.
 RECIPES = (
-    (REPLAY, ON_POLICY, "transfer.calculator_marks=insert", "filter.wrong_sums=drop"),
+    (
+        *(REPLAY, ON_POLICY, "transfer.calculator_marks=insert", "filter.wrong_sums=drop"),
+        "select.also=[in-distribution]",
+    ),
     (
         "train.early_stopping_patience=1",
         REPLAY,

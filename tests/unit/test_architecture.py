@@ -98,6 +98,7 @@ PURE = {
     "evaluation.decoding",
     "evaluation.self_consistency",
     "evaluation.intervals",
+    "evaluation.optimism",
     "evaluation.selection",
     "report.calibration",
     "report.group_scores",

@@ -61,8 +61,8 @@ FILES: Final = {
     "ANSWERS/labels.json": "For sets with labels: the confusion matrix and the majority label, by set, format and decoding.",
     "ANSWERS/tries.json": "Accuracy against the number of samples k: by vote, by likelihood, and pass@k.",
     "ANSWERS/texts.json": "Bits and bytes of each text of `evaluate.texts`.",
-    "select/choice.json": "The selected step, the rule, the value of each checkpoint, and the steps whose difference from"
-    " the best may be chance.",
+    "select/choice.json": "The selected step, the rule, the value of each checkpoint, the steps whose difference from the"
+    " best may be chance (`tied`) or is zero (`equal`), and the optimism of the best value.",
     "repair/metrics.jsonl": "One row for each step, as in `train/metrics.jsonl`.",
     "report/index.html": "The page: one file that loads nothing. Its only script searches the questions.",
     "report/time.html": "Seconds and memory of each stage. No digest covers it.",

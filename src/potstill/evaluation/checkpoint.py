@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from potstill import calculator, cut_thoughts, evaluation, grading, inference, progress, prompts, storage, thoughts
 from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
-from potstill.evaluation import decoding, intervals, label_tables, selection, self_consistency, texts
+from potstill.evaluation import decoding, intervals, label_tables, self_consistency, texts
 from potstill.evaluation.decoding import SamplingSpec
 from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
@@ -83,28 +82,9 @@ def list_checkpoints_to_evaluate(run_dir: Path, recipe: Recipe) -> list[Checkpoi
     return [BASE, *(Checkpoint(step, share) for step in read_saved_steps(run_dir) for share in shares)]
 
 
-def list_checkpoints_to_test(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
-    """The base, the selected checkpoint and, with `on_policy`, that checkpoint after on-policy distillation."""
-    if not recipe.has_teacher:
-        return [BASE]
-    choice = read_choice(run_dir).checkpoint
-    return [BASE, choice, *([replace(choice, on_policy_steps=recipe.on_policy.steps)] if recipe.on_policy else [])]
-
-
 def list_answered_checkpoints(folder: Path) -> list[Checkpoint]:
     """The checkpoints with answers in a stage's folder, sorted; also unfinished checkpoints."""
     return sorted(Checkpoint.parse(path.name) for path in folder.glob("[0-9]*"))
-
-
-def list_unused_checkpoints(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-    """Folders of checkpoints, relative to the run's folder, that no stage reads after the selection."""
-    try:
-        checkpoints = list_checkpoints_to_test(run_dir, recipe)
-    except UserError:  # no selection, or a damaged selection, which its digest will reveal
-        return ()
-    used = {_checkpoint_dir(run_dir, checkpoint) for checkpoint in checkpoints if checkpoint != BASE}
-    saved = [path for stage in ("train", "repair") for path in (run_dir / stage / "checkpoints").glob("[0-9]*")]
-    return tuple(f"{path.relative_to(run_dir).as_posix()}/" for path in saved if path not in used)
 
 
 def _finished(run_dir: Path, stage: str) -> manifest.Manifest:
@@ -113,7 +93,7 @@ def _finished(run_dir: Path, stage: str) -> manifest.Manifest:
     return finished
 
 
-def _checkpoint_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
+def weights_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
     """The folder with the weights of a checkpoint before interpolation. Not for the base."""
     stage, step = ("repair", checkpoint.on_policy_steps) if checkpoint.on_policy_steps else ("train", checkpoint.step)
     return run_dir / stage / "checkpoints" / str(step)
@@ -256,7 +236,7 @@ def _count_cut_thoughts(
     chat = None
     if recipe.student.model is not None and recipe.student.chat is not False:
         is_base = checkpoint == BASE
-        base_folder = models.model_folder(recipe) if is_base else _checkpoint_dir(run_dir, checkpoint)
+        base_folder = models.model_folder(recipe) if is_base else weights_dir(run_dir, checkpoint)
         chat = models.chat_template_from_recipe(recipe, base_folder)
     counts = cut_thoughts.count_cut_thoughts(answers, chat)
     if warning := thoughts.describe_cut_thoughts(counts, is_base=checkpoint == BASE):
@@ -343,21 +323,6 @@ def read_choice(run_dir: Path) -> Choice:
     return storage.read_record(Choice, run_dir / "select" / CHOICE_FILE)
 
 
-def list_selection_sets(recipe: Recipe) -> list[str]:
-    """The sets whose validation questions select the checkpoint of a run."""
-    return getattr(recipe.questions, selection.SET_KEYS[recipe.select.rule])
-
-
-def read_selection_outcomes(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list[bool]]:
-    """Set that selects the checkpoint -> whether each answer is right, sorted by question id."""
-    outcomes: dict[str, dict[str, bool]] = {}
-    format, name, sets = recipe.select.format, recipe.evaluate.decodings[0], list_selection_sets(recipe)
-    for prediction in read_predictions(run_dir / "evaluate", checkpoint, format, name):
-        if prediction.set in sets:
-            outcomes.setdefault(prediction.set, {})[prediction.question] = prediction.grade == "right"
-    return {name: [right for _, right in sorted(by_question.items())] for name, by_question in outcomes.items()}
-
-
 # Weights and engines
 
 
@@ -428,7 +393,7 @@ def open_checkpoint(
 
     if checkpoint == BASE:
         return models.from_recipe(recipe, weights=weights)
-    path = _checkpoint_dir(run_dir, checkpoint)
+    path = weights_dir(run_dir, checkpoint)
     if checkpoint.on_policy_steps:
         return models.from_checkpoint(recipe, path, weights=weights)
     if not path.is_dir():
@@ -470,7 +435,7 @@ def copy_adapter(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
     """Copy the LoRA adapter of a checkpoint, if training saved it, into a student's folder."""
     from potstill import models
 
-    source = _checkpoint_dir(run_dir, checkpoint) / models.ADAPTER_FOLDER
+    source = weights_dir(run_dir, checkpoint) / models.ADAPTER_FOLDER
     if source.is_dir():
         models.copy_adapter(source, folder / models.ADAPTER_FOLDER, checkpoint.share)
 
@@ -481,7 +446,7 @@ def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> di
 
     if checkpoint == BASE:
         return models.weights_identity(recipe)
-    folder = _checkpoint_dir(run_dir, checkpoint)
+    folder = weights_dir(run_dir, checkpoint)
     train = manifest.read_finished(folder.parent.parent)
     prefix = f"{folder.relative_to(run_dir).as_posix()}/"
     if train is None:  # the checkpoint is evaluated during training

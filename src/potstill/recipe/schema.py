@@ -26,6 +26,7 @@ from potstill.recipe.fields import (
     refuse,
     with_in_distribution_groups,
 )
+from potstill.recipe.selection import SelectSection, check_selection
 from potstill.recipe.student import StudentSection
 from potstill.recipe.teacher import FilterSection, TeacherSection, TransferSection, VllmSection, with_vllm_batch
 
@@ -290,18 +291,6 @@ class EvaluateSection(Section):
         return with_vllm_batch(value, "engine")
 
 
-class SelectSection(Section):
-    rule: Literal["mean-out-of-distribution", "in-distribution"] = Field(
-        default="mean-out-of-distribution",
-        description="Value that selects the checkpoint: mean validation accuracy on the out-of-distribution sets, or on the "
-        "in-distribution sets. With in-distribution, questions.in_distribution is by default questions.train, and the "
-        "other groups are empty.",
-    )
-    format: FormatName = Field(
-        default="zero-shot-rationale", description="Prompt format whose scores select the checkpoint."
-    )
-
-
 class OnPolicySection(Section):
     """On-policy distillation after the selection: the selected student answers training questions of generic sets, and
     learns the scores of the base student, or of another model, for each token. The result is tested next to the selected
@@ -429,11 +418,7 @@ class Recipe(Section):
         questions = self.questions
         if not questions.train:
             refuse("E-recipe-no-training-set", "questions.train is empty: there is nothing to learn from")
-        key = "in_distribution" if self.select.rule == "in-distribution" else "out_of_distribution"
-        if not getattr(questions, key):
-            message = f"questions.{key} is empty: the checkpoint is selected on these sets"
-            hint = "name a set, or with one data set, write `select: {rule: in-distribution}`"
-            refuse("E-recipe-no-selection-set", message, hint=hint if key == "out_of_distribution" else "name a set")
+        check_selection(self.select, questions)
         for name in questions.out_of_distribution:
             if name in questions.train:
                 refuse("E-recipe-set-trained", f"questions.out_of_distribution names {name}, which is trained on")

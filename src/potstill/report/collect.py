@@ -18,6 +18,7 @@ from potstill import cut_thoughts, storage, teachers
 from potstill.alignment.coverage import low_mass_warning
 from potstill.data import run_questions
 from potstill.evaluation import checkpoint as checkpoints
+from potstill.evaluation import choice as choices
 from potstill.evaluation import intervals, label_tables
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, ShapeSection, recipe_to_yaml
@@ -217,7 +218,7 @@ def _collect_controls(files: RunFiles) -> Iterator[ControlRun]:
     """The chosen checkpoint after on-policy distillation, if the recipe has it, and the control runs."""
     choice = files.choice
     if section := files.recipe.on_policy:
-        after = checkpoints.list_checkpoints_to_test(files.run_dir, files.recipe)[-1]
+        after = choices.on_policy_result(files.run_dir, files.recipe)
         base, answers = (files.test_answers(checkpoint, choice.format, choice.decoding) for checkpoint in (BASE, after))
         training = (
             f"its own answers to {', '.join(section.sets)}, scored by {section.scorer or 'the base'}, after step"

@@ -25,6 +25,7 @@ from potstill import storage, teachers
 from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
+from potstill.evaluation import choice as choices
 from potstill.evaluation import intervals
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, load_recipe
@@ -128,7 +129,7 @@ class RunFiles:
             ("evaluate", checkpoint) for checkpoint in (BASE, *checkpoints.read_evaluated_checkpoints(self.run_dir))
         ]
         if self.recipe.on_policy:
-            rows.append(("repair", checkpoints.list_checkpoints_to_test(self.run_dir, self.recipe)[-1]))
+            rows.append(("repair", choices.on_policy_result(self.run_dir, self.recipe)))
         return tuple(score for stage, row in rows for score in checkpoints.read_scores(self.run_dir / stage, row))
 
     @cached_property

@@ -13,7 +13,7 @@ from typing import Any
 
 from potstill import storage
 from potstill.errors import UserError
-from potstill.evaluation import checkpoint, intervals, selection
+from potstill.evaluation import checkpoint, choice, intervals, selection
 from potstill.recipe import Recipe
 from potstill.records import Checkpoint, Choice
 from potstill.serialization import to_json
@@ -53,23 +53,40 @@ class Evaluate(Stage):
 
 
 class Select(Stage):
-    reads = ("select", "seed", "questions.in_distribution", "questions.out_of_distribution", "evaluate.decodings")
+    reads = (
+        *("select", "seed", "evaluate.decodings"),
+        *("questions.in_distribution", "questions.out_of_distribution", "questions.generic"),
+    )
     after = ("evaluate",)
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """The sets that the rule does not use."""
-        return tuple(f"questions.{key}" for rule, key in selection.SET_KEYS.items() if rule != recipe.select.rule)
+        """The groups of sets and the keys that neither the rule nor a bound uses. The stage `test` reads `select.also`."""
+        bounds = recipe.select.retain or {}
+        used = {selection.SET_KEYS.get(recipe.select.rule), "generic" if "generic" in bounds else None}
+        groups = [key for key in ("in_distribution", "out_of_distribution", "generic") if key not in used]
+        keys = [key for key in choice.list_unused_keys(recipe) if not key.startswith("select.retain.")]
+        return (*keys, *(f"questions.{key}" for key in groups))
 
     def versions(self) -> dict[str, int]:
         return {"exam": checkpoint.VERSION, "intervals": intervals.VERSION, "selection": selection.VERSION}
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
-        """Choose the checkpoint with the best mean accuracy on the validation sets of the rule."""
+        """Choose the best checkpoint by the rule, among those that keep the bounds of `select.retain`."""
         decoding = recipe.evaluate.decodings[0]
-        steps = checkpoint.read_evaluated_checkpoints(run_dir)
-        outcomes = {step: checkpoint.read_selection_outcomes(run_dir, recipe, step) for step in steps}
-        best = selection.select_checkpoint(outcomes, recipe.select.rule, seed=recipe.seed)
-        choice = Choice(best.best, recipe.select.rule, recipe.select.format, decoding, best.table, best.tied)
-        path = run_dir / "select" / "choice.json"
-        storage.write_json(path, to_json(choice))
-        return StageResult([path], {"step": choice.checkpoint.json_value})
+        rule, selected = recipe.select.rule, choice.choose_checkpoint(run_dir, recipe)
+        weights = tuple((choice.rule_weights(recipe, rule) or {}).items())
+        chosen = Choice(
+            checkpoint=selected.best,
+            rule=rule,
+            format=recipe.select.format,
+            decoding=decoding,
+            table=selected.table,
+            tied=selected.tied,
+            equal=selected.equal,
+            optimism=selected.optimism,
+            weights=weights,
+            bounds=selected.bounds,
+        )
+        path = run_dir / "select" / checkpoint.CHOICE_FILE
+        storage.write_json(path, to_json(chosen))
+        return StageResult([path], {"step": chosen.checkpoint.json_value})

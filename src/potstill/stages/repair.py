@@ -17,7 +17,7 @@ from pathlib import Path
 
 from potstill import alignment, losses, models, progress, storage, teachers, tokenization, training
 from potstill.alignment import cross_tokenizer
-from potstill.evaluation import checkpoint
+from potstill.evaluation import checkpoint, choice
 from potstill.models import Student
 from potstill.recipe import Recipe
 from potstill.stages import Stage, StageResult
@@ -69,7 +69,7 @@ class Repair(Stage):
         return digests
 
     def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-        return checkpoint.list_unused_checkpoints(run_dir, recipe)
+        return choice.list_unused_checkpoints(run_dir, recipe)
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         section = recipe.on_policy
@@ -79,8 +79,8 @@ class Repair(Stage):
         newest = folder / str(first_step - 1) if first_step > 1 else None
 
         def open_choice() -> Student:
-            choice = checkpoint.read_choice(run_dir).checkpoint
-            return checkpoint.open_checkpoint(run_dir, recipe, choice, rounded=False)
+            chosen = checkpoint.read_choice(run_dir).checkpoint
+            return checkpoint.open_checkpoint(run_dir, recipe, chosen, rounded=False)
 
         student = open_choice() if newest is None else models.from_checkpoint(recipe, newest)
         loss = training.loss_from_recipe(recipe, "on_policy")
@@ -122,7 +122,7 @@ class Repair(Stage):
         seconds = round(time.monotonic() - start, 3)
         run_folder.append_log(run_dir, "repair", steps=section.steps - first_step + 1, seconds=seconds)
         remove_digests(folder)
-        result = checkpoint.list_checkpoints_to_test(run_dir, recipe)[-1]
+        result = choice.on_policy_result(run_dir, recipe)
         outputs = [metrics, *checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "repair", result, "validation")]
         outputs += [path for path in folder.rglob("*") if path.is_file()]
         counts = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from potstill import grading, storage
 from potstill.data import run_questions, splits
-from potstill.evaluation import checkpoint, intervals, query_settings
+from potstill.evaluation import checkpoint, choice, intervals, query_settings
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import query_files
 from potstill.recipe import Recipe
@@ -56,7 +56,7 @@ class Report(Stage):
         return counts["name"] != recipe.name
 
     def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-        return checkpoint.list_unused_checkpoints(run_dir, recipe)
+        return choice.list_unused_checkpoints(run_dir, recipe)
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         folder = run_dir / "report"

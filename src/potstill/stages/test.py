@@ -1,15 +1,23 @@
 """test: the base, the chosen checkpoint and, with `on_policy`, its result answer the test questions, once.
 
+With `select.also`, the choices of other rules answer them, too, for a comparison. They may be added to a finished run;
+existing answers stay. No other checkpoint answers a test question.
+
 This is the only module that opens a test split. Without a teacher (`teacher: {kind: none}`), only the base answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from potstill.evaluation import checkpoint, texts
+from potstill.errors import UserError
+from potstill.evaluation import checkpoint, choice, selection, texts
 from potstill.recipe import Recipe
 from potstill.stages import Stage, StageResult
+from potstill.storage import manifest
+from potstill.storage.manifest import VERSION_PREFIX
 
 
 class Test(Stage):
@@ -23,14 +31,30 @@ class Test(Stage):
         return checkpoint.list_unused_keys(recipe, "test")
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
-        return {**checkpoint.collect_grader_digests(recipe, "test"), **texts.text_digests(recipe)}
+        digests = {**checkpoint.collect_grader_digests(recipe, "test"), **texts.text_digests(recipe)}
+        return digests | ({f"{VERSION_PREFIX}selection": str(selection.VERSION)} if recipe.select.also else {})
 
     def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-        return checkpoint.list_unused_checkpoints(run_dir, recipe)
+        return choice.list_unused_checkpoints(run_dir, recipe)
+
+    def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:
+        """Whether the recipe names other choices that were not tested. Raises UserError if a tested choice is missing."""
+        tested, wanted = set(counts.get("also", ())), set(choice.describe_others(recipe))
+        if tested - wanted:
+            what = "the run has tested choices that the recipe does not name"
+            redo = "allow the change with --redo test (makes test and report again)"
+            hint, found = f"name at least {', '.join(sorted(tested))}, or {redo}", recipe.select.also
+            raise UserError(what, code="E-run-shrinks", where="select.also", found=found, hint=hint)
+        return tested != wanted
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
-        steps = checkpoint.list_checkpoints_to_test(run_dir, recipe)
+        if recipe.select.also:  # the other choices are made from the validation answers
+            evaluated = manifest.read_finished(run_dir / "evaluate")
+            assert evaluated is not None, "evaluate comes before test"
+            manifest.verify_files(run_dir, evaluated)
+        steps = choice.list_checkpoints_to_test(run_dir, recipe)
         folder, paths = run_dir / "test", []
         for step in steps:
             paths += checkpoint.evaluate_checkpoint(run_dir, recipe, folder, step, "test")
-        return StageResult(paths, {"steps": [step.json_value for step in steps]})
+        also = {"also": described} if (described := choice.describe_others(recipe)) else {}
+        return StageResult(paths, {"steps": [step.json_value for step in steps], **also})

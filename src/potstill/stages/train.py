@@ -22,7 +22,7 @@ from potstill import losses, models, progress, prompts, storage, tokenization, t
 from potstill.alignment import cross_tokenizer
 from potstill.data import splits
 from potstill.errors import UserError
-from potstill.evaluation import checkpoint, selection
+from potstill.evaluation import checkpoint, choice, selection
 from potstill.models import Example
 from potstill.recipe import Recipe, flatten_keys
 from potstill.records import Checkpoint
@@ -77,7 +77,7 @@ class Train(Stage):
         unnamed += [] if losses.uses_beta(section.divergence) else ["divergence_beta"]
         unnamed += ["steps"] if section.schedule == "constant" else []
         unread = (
-            checkpoint.list_unused_keys(recipe, "validation")
+            (*checkpoint.list_unused_keys(recipe, "validation"), *choice.list_unused_keys(recipe))
             if section.early_stopping_patience
             else flatten_keys(recipe, "evaluate", "select", "questions")
         )
@@ -231,12 +231,12 @@ def _evaluate_and_check_stop(run_dir: Path, recipe: Recipe, steps: list[int]) ->
 
 
 def _evaluate_checkpoints(run_dir: Path, recipe: Recipe, steps: list[int]) -> bool:
-    values, folder = [], run_dir / "evaluate"
+    values, folder, weights = [], run_dir / "evaluate", choice.rule_weights(recipe, recipe.select.rule)
     for saved in map(Checkpoint, steps):
         # Older checkpoints that are already evaluated are skipped, because `evaluate_checkpoint` would digest their weights.
         if saved.step == steps[-1] or manifest.read_finished(folder / saved.name) is None:
             checkpoint.evaluate_checkpoint(run_dir, recipe, folder, saved, "validation")
-        values.append(selection.mean_set_accuracy(checkpoint.read_selection_outcomes(run_dir, recipe, saved)))
+        values.append(selection.rule_value(choice.read_selection_outcomes(run_dir, recipe, saved), weights))
     extra = recipe.train.extra_checkpoints
     best, since = selection.count_since_best(values, [step not in extra for step in steps])
     best = f"best step so far: {steps[best]}"
