@@ -453,8 +453,8 @@ def test_compare_prints_paired_differences_and_writes_what_changed(
         "one column per model in every table"
     )
     assert f"potstill compare {finished}@0 {finished}@2 {finished}@4 --page {page}" in html
-    result = said("compare", finished, finished, finished)
-    assert result.returncode == 2 and "E-cli-compare-more" in result.stderr
+    result = said("compare", finished, finished, finished, "--out", out)
+    assert result.returncode == 2 and "E-cli-compare-table" in result.stderr
     same = said("compare", finished, finished, columns=160)
     assert same.returncode == 0 and " 0.0 " in same.stdout
     for wrong, message in ((f"{finished}@3", "E-cli-compare-unevaluated"), ("nowhere", "E-run-not-a-run")):

@@ -22,11 +22,16 @@ def run(name: str, right: Row, seed: int = 1, **options: Any) -> RunAnswers:
     keys: Mapping[str, Any] = options.pop("keys", {"student.model": "a", "train.divergence": "forward_kl"})
     answers = options.pop("answers", {"greedy": {f"q{n}": ("sums", value) for n, value in enumerate(right)}})
     seeds: dict[str, int] = dict.fromkeys(SEED_KEYS, seed)
-    return RunAnswers(name, keys, seeds, answers, options.pop("training", name), **options)
+    return RunAnswers(name, keys, seeds, answers, training=options.pop("training", name), **options)
 
 
 def base(name: str, right: Row, model: str = "a") -> RunAnswers:
     return run(name, right, keys={"student.model": model}, training="", is_fixed=True, is_base=True)
+
+
+def clip(interval: tuple[float, float, float]) -> tuple[float, float, float]:
+    value, low, high = interval
+    return value, max(low, -1.0), min(high, 1.0)
 
 
 REVERSE = {"student.model": "a", "train.divergence": "reverse_kl"}
@@ -40,13 +45,12 @@ def test_scores_are_the_plain_formulas(first: list[Row], second: list[Row]) -> N
     scores = score_groups(group_runs(runs))
     assert [score.group for score in scores] == ["train.divergence=forward_kl", "train.divergence=reverse_kl"]
     for score, table in zip(scores, (first, second), strict=True):
-        share, low, high = intervals.seeds_interval(table)
-        assert (score.share, score.low, score.high) == (share, max(low, 0), min(high, 1))
+        assert (score.share, score.low, score.high) == intervals.seeds_share(table)
         assert score.by_seed == tuple(statistics.fmean(row) for row in table) and score.n == 5
         assert score.interval_over == "seeds and questions"
     assert scores[0].difference is None and scores[0].baseline is None
     change = scores[1].difference, scores[1].difference_low, scores[1].difference_high
-    assert change == intervals.seeds_difference(second, first)
+    assert change == clip(intervals.seeds_difference(second, first))
     assert scores[1].baseline == scores[0].group and scores[1].difference_over == "seeds and questions"
 
 
@@ -80,9 +84,9 @@ def test_each_group_is_compared_with_the_base_of_its_own_student() -> None:
     assert [score.difference for score in scores] == [None, None, 0.375, 0.625]
     assert [score.interval_over for score in scores] == ["questions"] * 2 + ["seeds and questions"] * 2
     assert scores[2].difference_over == "seeds and questions", "no seed decided the weights of the base"
-    differences = [[1 - 1, 1 - 0, 0 - 0, 1 - 0], [1 - 1, 0 - 0, 0 - 0, 1 - 0]]
+    differences = [[1.0 - 1, 1 - 0, 0 - 0, 1 - 0], [1.0 - 1, 0 - 0, 0 - 0, 1 - 0]]
     change = scores[2].difference, scores[2].difference_low, scores[2].difference_high
-    assert change == intervals.seeds_interval(differences)
+    assert change == clip(intervals.seeds_interval(differences))
     assert all(score.difference is None for score in score_groups(groups, None))
 
 
@@ -123,6 +127,31 @@ def test_only_common_questions_count_and_a_set_that_a_group_lacks_has_no_row() -
         ("sums", "train.divergence=forward_kl", 2),
         ("sums", "train.divergence=reverse_kl", 2),
     ]
+
+
+@given(rows, rows)
+def test_a_mean_over_sets_weighs_every_set_alike(first: list[Row], second: list[Row]) -> None:
+    """Of sets of different sizes, after the sets of its kind."""
+
+    def several(name: str, row: Row, seed: int = 1, **options: Any) -> RunAnswers:
+        right = {f"a{n}": ("sums", value) for n, value in enumerate(row)}
+        right |= {f"b{n}": ("more", value) for n, value in enumerate(row[:2])}
+        kinds = {"sums": "out-of-distribution", "more": "out-of-distribution"}
+        return run(name, [], seed, answers={"greedy": right}, groups=kinds, **options)
+
+    runs = [several(f"a{n}", row, n) for n, row in enumerate(first)]
+    runs += [several("b", second[0], keys=REVERSE)]
+    scores = score_groups(group_runs(runs))
+    assert [(score.of, score.set) for score in scores[::2]] == [
+        ("set", "more"), ("set", "sums"), ("mean over sets", "out-of-distribution"),
+    ]  # fmt: skip
+    more, sums, mean = scores[::2]
+    assert mean.share == pytest.approx((more.share + sums.share) / 2) and mean.n == more.n + sums.n
+    assert mean.by_seed == pytest.approx([(a + b) / 2 for a, b in zip(more.by_seed, sums.by_seed, strict=True)])
+    tables = [[row[:2] for row in first], first]
+    assert (mean.share, mean.low, mean.high) == intervals.seeds_mean_share(tables)
+    change = scores[-1].difference, scores[-1].difference_low, scores[-1].difference_high
+    assert change == clip(intervals.seeds_mean_difference([[second[0][:2]], [second[0]]], tables))
 
 
 def test_a_group_is_named_by_the_keys_that_differ() -> None:

@@ -413,39 +413,47 @@ def compare_command(
     second: Annotated[str, typer.Argument(metavar="RUN[@STEP]", help="Another run or checkpoint.", show_default=False)],
     more: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="RUN[@STEP]", help="More of them, with --page or --seeds.", show_default=False),
+        typer.Argument(metavar="RUN[@STEP]", help="More of them.", show_default=False),
     ] = None,
+    by: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="KEY,KEY",
+            help="Recipe keys or sections whose values are the rows, such as student.model. All other keys"
+            " must be equal or seeds.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        bool,
+        typer.Option("--seeds", help="One row for each recipe; each must have several seeds."),
+    ] = False,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            metavar="CHANGED.jsonl",
-            help="Output file for questions that only one of them answers right.",
+            metavar="FILE",
+            help="Output file: a table (.csv, .md or .tex), or the questions that only one of two runs answers right"
+            " (.jsonl).",
             show_default=False,
         ),
     ] = None,
     page: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="PAGE.html", help="Output file for a page about two or more.", show_default=False),
+        typer.Option(metavar="PAGE.html", help="Output file for a page about all of them.", show_default=False),
     ] = None,
-    seeds: Annotated[
-        bool,
-        typer.Option("--seeds", help="One table of recipes that were run with several seeds each."),
-    ] = False,
     as_json: PrintsJson = False,
 ) -> None:
-    """Compare two runs on the same questions, with paired intervals."""
-    from potstill.cli import compare
+    """Compare runs on the same questions: two, or a table of many."""
+    from potstill.cli import compare, compare_groups
 
-    if seeds and page is None and out is None:
-        from potstill.cli.compare_seeds import compare_seeds
-
-        compare_seeds([first, second, *(more or ())], as_json=as_json)
-        return
-    if seeds or (more and (page is None or out is not None or as_json)):
-        compare.refuse_more(more or [second])
-    if page is not None:
-        compare.write_page([first, second, *(more or ())], page)
-    if not more:
+    names, named = [first, second, *(more or ())], seeds or by is not None
+    is_table = out is not None and out.suffix in compare_groups.WRITERS
+    if page is not None and not named:
+        compare.write_page(names, page)
+    if named or is_table or (len(names) > 2 and (page is None or out is not None or as_json)):
+        page = page if named else None
+        compare_groups.compare_groups(names, by, several_seeds=seeds, out=out, page=page, as_json=as_json)
+    elif len(names) == 2:
         compare.compare_runs(first, second, out, as_json=as_json)
 
 

@@ -3,6 +3,7 @@
     potstill compare runs/a runs/b            # the chosen checkpoints, on test
     potstill compare runs/a@0 runs/a@500      # two checkpoints, on test if both were tested, otherwise on validation
     potstill compare runs/a runs/b runs/c --page page.html    # one page for two or more
+    potstill compare runs/a runs/b runs/c     # more than two: a table of recipes, see `compare_groups`
 
 A difference is the accuracy of the first minus that of the second. Its interval is Newcombe's interval for paired
 proportions. For a set of several tasks, the mean over tasks is also compared, with an interval clustered by task. Both
@@ -35,7 +36,8 @@ from potstill.evaluation import intervals
 from potstill.records import BASE, Checkpoint, Prediction, Split
 from potstill.report import group_files, html, model_comparison
 from potstill.report.example_questions import share_out
-from potstill.report.model import FIXED_WEIGHTS_NOTE, ONE_SEED_NOTE, SET_GROUPS, SetGroup
+from potstill.report.group_scores import GroupScore, SeedGroup
+from potstill.report.model import FIXED_WEIGHTS_NOTE, ONE_SEED_NOTE, set_groups
 from potstill.report.summary import format_points, percent_number
 from potstill.run_reader import open_run
 from potstill.storage import manifest
@@ -120,28 +122,24 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
         progress.print_line(f"{len(changed)} questions that only one of them answers right: {out}")
 
 
-def refuse_more(more: Sequence[str]) -> NoReturn:
-    """Raise the UserError for options that do not take so many runs."""
-    what = (
-        "tables, --json and --out compare two runs, --page any number, and --seeds prints a table alone or with --json"
-    )
-    hint = "name two runs, write a page about all of them (--page PAGE.html), or group them by recipe (--seeds)"
-    raise UserError(what, code="E-cli-compare-more", where=", ".join(more), hint=hint)
+def write_page(
+    names: Sequence[str],
+    page: Path,
+    groups_of_seeds: Sequence[SeedGroup] = (),
+    scores: Sequence[GroupScore] = (),
+    options: Sequence[str] = (),
+) -> None:
+    """Write the page that compares two or more runs or checkpoints with the first of them, on the same questions.
 
-
-def write_page(names: Sequence[str], page: Path) -> None:
-    """Write the page that compares two or more runs or checkpoints with the first of them, on the same questions."""
+    groups_of_seeds, scores  table of recipes, which the page shows first
+    options                  the options that make this table
+    """
     models, split = open_all(names)
     shared = sorted(set(models[0].answers).intersection(*(model.answers for model in models[1:])))
     answers = {name: [model.answers[name] for model in models] for name in shared}
     sets = [row for name in shared for row in model_comparison.compare_sets(name, answers[name])]
     first = open_run(models[0].run_dir).recipe.questions
-    groups: dict[str, SetGroup] = {}
-    for group, of_group in zip(
-        SET_GROUPS, (first.in_distribution, first.out_of_distribution, first.generic), strict=True
-    ):
-        for name in of_group:
-            groups.setdefault(name, group)
+    groups = set_groups(first.in_distribution, first.out_of_distribution, first.generic)
     differing = model_comparison.differing_questions(answers[sets[0].answers])
     questions = {
         question.id: question
@@ -167,8 +165,10 @@ def write_page(names: Sequence[str], page: Path) -> None:
         questions=tuple(picked),
         differing={name: len(asked) for name, asked in differing.items()},
         omitted=given - common,
-        command=shlex.join(["potstill", "compare", *names, "--page", str(page)]),
+        command=shlex.join(["potstill", "compare", *names, *options, "--page", str(page)]),
         note=ONE_SEED_NOTE if separate else FIXED_WEIGHTS_NOTE,
+        recipes=tuple(groups_of_seeds),
+        recipe_scores=tuple(scores),
     )
     storage.write_file(page, html.render_comparison(comparison).encode("utf-8"))
     progress.print_line(f"page: {page}")

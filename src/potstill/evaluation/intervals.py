@@ -16,12 +16,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import numpy as np
 from scipy import stats
 
-VERSION: Final = 1  # version of all intervals; stored with scores, choices and reports
+VERSION: Final = (
+    1  # version of the intervals that are stored with scores, choices and reports: those over seeds are not
+)
+
+Table = Sequence[Sequence[float]] | np.ndarray  # one row per seed, with one value per question
 
 
 def wilson_interval(right: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -123,78 +128,114 @@ def ratio_bootstrap(
     return point, float(low), float(high)
 
 
-def seeds_interval(rows: Sequence[Sequence[float]], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of a table of seeds and questions, with its interval for other seeds and other questions: (mean, low, high).
+def seeds_share(rows: Table, level: float = 0.95) -> tuple[float, float, float]:
+    """Share of right answers, with its interval for other seeds and other questions of the same kind: (share, low, high).
 
-    rows  one row per seed, with one value per question: 1 for right and 0 for wrong, or differences from the base
+    rows  one row per seed, two or more, with one value per question, two or more: 1 for right and 0 for wrong
 
-    Seeds and questions are crossed random effects: all seeds answer the same questions. The variance of the mean is
-    (MS_seeds + MS_questions - MS_rest) / n, where MS are the mean squares of the two-way table and n is its number of
-    values. It is at least the variance from only the seeds, from only the questions, and of half a wrong question.
-    The t quantile has Satterthwaite's degrees of freedom (Biometrics Bulletin 1946), so that two or three different
-    seeds give a wide interval.
+    Seeds and questions are crossed random effects, because all seeds answer the same questions. The variance of the mean
+    has a part from the seeds' means and a part from the questions' means, less what both count (the two-way analysis of
+    variance). Half the interval is the square root of the sum of the parts, each times the square of its own t quantile:
+    one degree of freedom less than seeds, or than questions. Such an interval covers at least as often as it says
+    (Banerjee 1960), also with two or three seeds. One quantile with Satterthwaite's degrees of freedom covers less,
+    because few seeds that agree by chance give a short interval; a bootstrap over seeds and questions covers far less.
+    A share has a variance that depends on it, so the bounds are those of Wilson's interval with as many questions as
+    would give this half.
     """
-    table = np.asarray(rows, dtype=np.float64)
-    seeds, questions = table.shape
-    assert seeds > 1 and questions > 1, f"a table of {seeds} seeds and {questions} questions has no interval"
-    mean = float(table.mean())
-    squares = _mean_squares(table)
-    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1]) / table.size
-    freedom = [seeds - 1, questions - 1, (seeds - 1) * (questions - 1)]
-    half = _half_width([square / table.size for square in squares], freedom, variance, questions, level)
-    return mean, mean - half, mean + half
+    return seeds_mean_share([rows], level)
 
 
-def seeds_difference(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], level: float = 0.95
-) -> tuple[float, float, float]:
+def seeds_mean_share(sets: Sequence[Table], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean over sets of the share of right answers, with its interval as in `seeds_share`: (share, low, high).
+
+    sets  a table for each set, as in `seeds_share`. The seeds are the same in all of them, and in the same order
+    """
+    tables = [np.asarray(rows, dtype=np.float64) for rows in sets]
+    assert tables and all(len(table) > 1 for table in tables), "one seed has no interval over seeds"
+    share, half = _seeds_half([(table, np.zeros_like(table[:1])) for table in tables], level)
+    n = sum(table.shape[1] for table in tables)
+    ratio = half**2 / max(share * (1 - share), 0.5 / n * (1 - 0.5 / n))  # z²/n in Wilson's interval
+    center, spread = share + ratio / 2, math.sqrt(ratio * share * (1 - share) + ratio**2 / 4)
+    low, high = (center - spread) / (1 + ratio), (center + spread) / (1 + ratio)
+    return share, (0.0 if share == 0 else max(0.0, low)), (1.0 if share == 1 else min(1.0, high))
+
+
+def seeds_interval(rows: Table, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of any values of seeds and questions, with its interval as in `seeds_difference`: (mean, low, high).
+
+    rows  one row per seed with one value per question, such as differences from another student of the same seed
+    """
+    return seeds_difference(rows, [[0.0] * len(rows[0])], level)
+
+
+def seeds_difference(first: Table, second: Table, level: float = 0.95) -> tuple[float, float, float]:
     """Mean of the first table minus that of the second, for other seeds and other questions: (difference, low, high).
 
-    first, second  tables as in `seeds_interval`: two trainings with several seeds each, on the same questions. The numbers
-                   of seeds may differ; seeds are not paired
+    first, second  tables as in `seeds_share`, on the same questions. The numbers of seeds may differ; seeds are not
+                   paired. A table of one row is a model that no seed decided, such as the base: it is taken as it is.
+                   At least one of the tables needs several rows
 
-    The variance is that of the seeds' means in the first, plus the same in the second, plus that of the questions' mean
-    differences, minus what remains of each question and seed, which these count twice. It has the lower bounds and the
-    degrees of freedom of `seeds_interval`.
+    The parts of the variance are those of the seeds' means in each table, and that of the questions' mean differences,
+    less what remains of each question and seed, which both count. The interval is made of them as in `seeds_share`.
     """
-    tables = [np.asarray(rows, dtype=np.float64) for rows in (first, second)]
-    questions = tables[0].shape[1]
-    assert tables[1].shape[1] == questions > 1, "both tables need the same questions, two or more"
-    assert all(len(table) > 1 for table in tables), "one seed has no interval over seeds"
-    difference = float(tables[0].mean() - tables[1].mean())
-    squares = [_mean_squares(table) for table in tables]
-    between = [row[0] / table.size for row, table in zip(squares, tables, strict=True)]
-    rest = [row[2] / table.size for row, table in zip(squares, tables, strict=True)]
-    by_question = float((tables[0].mean(0) - tables[1].mean(0)).var(ddof=1)) / questions
-    variance = max(sum(between) + by_question - sum(rest), sum(between), by_question)
-    freedom = [len(table) - 1 for table in tables]
-    freedom += [questions - 1, *(count * (questions - 1) for count in freedom)]
-    half = _half_width([*between, by_question, *rest], freedom, variance, questions, level)
+    return seeds_mean_difference([first], [second], level)
+
+
+def seeds_mean_difference(
+    first: Sequence[Table], second: Sequence[Table], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean over sets of `seeds_difference`: (difference, low, high).
+
+    first, second  a table for each set, in the same order of sets. The seeds are the same in all sets
+    """
+    pairs = [
+        (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)) for a, b in zip(first, second, strict=True)
+    ]
+    assert pairs and max(map(len, pairs[0])) > 1, "one seed has no interval over seeds"
+    difference, half = _seeds_half(pairs, level)
     return difference, difference - half, difference + half
 
 
-def _mean_squares(table: np.ndarray) -> tuple[float, float, float]:
-    """The mean squares of seeds, questions and the rest in a table of seeds and questions."""
-    seeds, questions = table.shape
-    by_seed, by_question = table.mean(1), table.mean(0)
-    rest = table - by_seed[:, None] - by_question[None, :] + float(table.mean())
-    return (
-        questions * float(by_seed.var(ddof=1)),
-        seeds * float(by_question.var(ddof=1)),
-        float((rest**2).sum()) / ((seeds - 1) * (questions - 1)),
-    )
+def _seeds_half(pairs: Sequence[tuple[np.ndarray, np.ndarray]], level: float) -> tuple[float, float]:
+    """Mean over sets of the first table's mean minus the second's, and half its interval.
 
-
-def _half_width(parts: Sequence[float], freedom: Sequence[int], variance: float, questions: int, level: float) -> float:
-    """Half an interval of Student's t with Satterthwaite's degrees of freedom, at least that of half a wrong question.
-
-    parts  the terms of the variance, with their degrees of freedom
+    It is at least what the questions alone give, and at least that of half a wrong question in every set.
     """
-    floor = 0.5 / questions**2
-    if variance < floor:
-        return float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(floor)
-    spread = sum(part**2 / count for part, count in zip(parts, freedom, strict=True))
-    return float(stats.t.ppf(0.5 + level / 2, variance**2 / spread)) * math.sqrt(variance)
+    count = len(pairs)
+    questions = [first.shape[1] for first, _ in pairs]
+    assert all(second.shape[1] == n > 1 for (_, second), n in zip(pairs, questions, strict=True)), (
+        "two questions or more"
+    )
+    difference = sum(float(first.mean() - second.mean()) for first, second in pairs) / count
+    from_seeds, rest = 0.0, [0.0] * count
+    for tables in zip(*pairs, strict=True):
+        seeds = len(tables[0])
+        assert all(len(table) == seeds for table in tables), "all sets have the same seeds"
+        if seeds > 1:
+            of_seed = np.mean([table.mean(1) for table in tables], axis=0)
+            from_seeds += _quantile(seeds - 1, level) ** 2 * float(of_seed.var(ddof=1)) / seeds
+            rest = [before + _rest(table) for before, table in zip(rest, tables, strict=True)]
+    scales = [_quantile(n - 1, level) ** 2 / count**2 for n in questions]
+    between = [
+        float((first.mean(0) - second.mean(0)).var(ddof=1)) / n
+        for (first, second), n in zip(pairs, questions, strict=True)
+    ]
+    from_questions = sum(s * max(b - r, 0.0) for s, b, r in zip(scales, between, rest, strict=True))
+    only_questions = sum(s * b for s, b in zip(scales, between, strict=True))
+    floor = float(stats.norm.ppf(0.5 + level / 2)) ** 2 * sum(0.5 / n**2 for n in questions) / count**2
+    return difference, math.sqrt(max(from_seeds + from_questions, only_questions, floor))
+
+
+@cache
+def _quantile(freedom: int, level: float) -> float:
+    return float(stats.t.ppf(0.5 + level / 2, freedom))
+
+
+def _rest(table: np.ndarray) -> float:
+    """The variance of the mean from what is neither of a seed nor of a question, in a table of seeds and questions."""
+    seeds, questions = table.shape
+    rest = table - table.mean(1)[:, None] - table.mean(0)[None, :] + float(table.mean())
+    return float((rest**2).sum()) / ((seeds - 1) * (questions - 1)) / table.size
 
 
 def clustered_intervals(

@@ -19,6 +19,7 @@ from potstill.evaluation import checkpoint as checkpoints
 from potstill.recipe import Recipe, flatten_keys, load_recipe
 from potstill.records import BASE, Checkpoint, Prediction
 from potstill.report.group_scores import SEED_KEYS, STEP_KEY, RunAnswers, SeedGroup, group_runs
+from potstill.report.model import set_groups
 from potstill.storage import manifest
 
 STAGES: Final[dict[Literal["validation", "test"], str]] = {"test": "test", "validation": "evaluate"}
@@ -73,7 +74,7 @@ def read_run(
         found = f"answered checkpoints: {', '.join(row.name for row in answered) or 'none'}"
         hint = f"finish the run: potstill run {run_dir}"
         raise UserError(what, code="E-report-not-evaluated", where=run_dir, found=found, hint=hint)
-    keys = compared_keys(recipe)
+    keys, sets = compared_keys(recipe), recipe.questions
     if as_base:
         keys = {key: value for key, value in keys.items() if key.split(".")[0] in BASE_SECTIONS}
     elif named is not None:
@@ -95,7 +96,8 @@ def read_run(
             }
             for path in sorted((run_dir / STAGES[split] / checkpoint.name).glob("*.jsonl"))
         },
-        "" if checkpoint == BASE else training_digest(run_dir),
+        set_groups(sets.in_distribution, sets.out_of_distribution, sets.generic),
+        training="" if checkpoint == BASE else training_digest(run_dir),
         is_fixed=checkpoint == BASE and recipe.student.model is not None,
         is_base=as_base,
     )

@@ -20,11 +20,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from potstill.errors import UserError, suggest
 from potstill.evaluation import intervals
+from potstill.report.model import SET_GROUPS, Interval, SetGroup
+from potstill.report.summary import mean_interval
 
 SEED_KEYS: Final = ("seed", "train.seed", "teacher.seed", "evaluate.seed")
 STEP_KEY: Final = "step"  # stands for the checkpoint in the keys of a run whose checkpoint was named
@@ -32,6 +34,8 @@ LONGEST_VALUE: Final = 40  # characters of a key's value in the name of a group
 OWN_BASE: Final = "own base"
 
 IntervalOver = Literal["seeds and questions", "questions, one seed", "questions"]
+Table = Sequence[Sequence[float]]  # one row per seed with one value per question, as in `intervals.seeds_share`
+Tables = Mapping[int, Table]  # by the index of the group
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class RunAnswers:
     keys      dotted recipe key -> plain value, without seeds, name and report
     seeds     `seed`, `train.seed`, `teacher.seed` and `evaluate.seed`, with the values that were used
     right     format and decoding -> question id -> (set, whether the answer is right)
+    groups    the group of every set
     training  digest of the training that made the weights; empty if it is unknown, or for a model that was not trained
     is_fixed  whether no seed decided the weights: a base student from a folder
     is_base   whether it is the base (step 0) of the run, beside the run itself
@@ -51,6 +56,7 @@ class RunAnswers:
     keys: Mapping[str, Any]
     seeds: Mapping[str, int]
     right: Mapping[str, Mapping[str, tuple[str, bool]]]
+    groups: Mapping[str, SetGroup] = field(default_factory=dict)
     training: str = ""
     is_fixed: bool = False
     is_base: bool = False
@@ -87,9 +93,12 @@ class SeedGroup:
 
 @dataclass(frozen=True, slots=True)
 class GroupScore:
-    """A group on one set. All shares are in [0, 1], all differences in [-1, 1]; all have 95 % intervals.
+    """A group on one set, or the mean over all sets of a kind. Shares are in [0, 1], and intervals are 95 % intervals.
 
     answers          format and decoding
+    of               `set`, or `mean over sets`
+    set              name of the set, or for a mean in-distribution, out-of-distribution or generic
+    sets             number of sets; 1 for a set
     n                number of questions that all compared runs answered
     share            mean over seeds of the share of right answers
     by_seed          the share of each run
@@ -100,8 +109,10 @@ class GroupScore:
     """
 
     answers: str
+    of: Literal["set", "mean over sets"]
     set: str
     group: str
+    sets: int
     n: int
     share: float
     low: float
@@ -141,18 +152,27 @@ def group_runs(runs: Sequence[RunAnswers], by: Sequence[str] | None = None) -> t
 
 
 def score_groups(groups: Sequence[SeedGroup], baseline: int | Literal["own base"] | None = 0) -> tuple[GroupScore, ...]:
-    """The scores of every group on every set, in every format and decoding that its runs have.
+    """The scores of every group on every set, in every format and decoding that its runs have, and the means over sets.
 
     baseline  index of the group that the others are compared with; `own base`: each is compared with the base of its own
               student; None: no comparison
 
-    Scores are in the order of format and decoding, set and group. A set with fewer than two common questions has none.
+    Scores are in the order of format and decoding, set and group. In-distribution sets come first and generic ones last,
+    each kind with its mean after its sets. A set with fewer than two common questions has no scores. A group that lacks
+    a set has no mean over sets of its kind.
     """
-    return tuple(
-        score
-        for answers in sorted({name for group in groups for run in group.runs for name in run.right})
-        for score in _score_answers(answers, groups, baseline)
-    )
+    kinds = {name: kind for group in groups for run in group.runs for name, kind in run.groups.items()}
+    scores: list[GroupScore] = []
+    for answers in sorted({name for group in groups for run in group.runs for name in run.right}):
+        tables = _collect_tables(answers, groups)
+        for kind in (*SET_GROUPS, None):
+            names = [name for name in tables if kinds.get(name) == kind]
+            for name in names:
+                scores += _score_sets(answers, "set", name, [tables[name]], groups, baseline)
+            if kind and names:
+                of_kind = [tables[name] for name in names]
+                scores += _score_sets(answers, "mean over sets", kind, of_kind, groups, baseline)
+    return tuple(scores)
 
 
 def label_groups(keys: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -160,80 +180,98 @@ def label_groups(keys: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_label(row) for row in _differing_keys(keys)]
 
 
-def _score_answers(
-    answers: str, groups: Sequence[SeedGroup], baseline: int | Literal["own base"] | None
-) -> Iterator[GroupScore]:
-    having = [group for group in groups if all(answers in run.right for run in group.runs)]
-    sets = sorted({name for group in having for name, _ in group.runs[0].right[answers].values()})
-    for set_name in sets:
+def _collect_tables(answers: str, groups: Sequence[SeedGroup]) -> dict[str, Tables]:
+    """Set -> index of a group -> its table; only questions that all groups with this set answered."""
+    found: dict[str, Tables] = {}
+    having = {index: group for index, group in enumerate(groups) if all(answers in run.right for run in group.runs)}
+    for set_name in sorted({name for group in having.values() for name, _ in group.runs[0].right[answers].values()}):
         asked = {
-            id(group): set.intersection(*(_asked(run, answers, set_name) for run in group.runs)) for group in having
+            index: set.intersection(*(_asked(run, answers, set_name) for run in group.runs))
+            for index, group in having.items()
         }
-        of_set = [group for group in having if asked[id(group)]]
-        questions = sorted(set.intersection(*(asked[id(group)] for group in of_set))) if of_set else []
+        asked = {index: questions for index, questions in asked.items() if questions}
+        questions = sorted(set.intersection(*asked.values())) if asked else []
         if len(questions) < 2:
             continue  # one question has no interval
-        tables = {
-            id(group): [[float(run.right[answers][question][1]) for question in questions] for run in group.runs]
-            for group in of_set
+        found[set_name] = {
+            index: [[float(run.right[answers][question][1]) for question in questions] for run in groups[index].runs]
+            for index in asked
         }
-        for group in of_set:
-            table, against = tables[id(group)], _baseline_of(group, groups, baseline)
-            shares = tuple(statistics.fmean(row) for row in table)
-            score = GroupScore(
-                answers, set_name, group.label, len(questions), *_share(table), shares, group.interval_over
-            )
-            if against is not None and against is not group and id(against) in tables:
-                difference, low, high = _difference(table, tables[id(against)])
-                score = replace(
-                    score,
-                    difference=difference,
-                    difference_low=low,
-                    difference_high=high,
-                    difference_over=_weaker(group, against),
-                    baseline=against.label,
-                )
-            yield score
+    return found
 
 
 def _asked(run: RunAnswers, answers: str, set_name: str) -> set[str]:
     return {question for question, (name, _) in run.right[answers].items() if name == set_name}
 
 
-def _baseline_of(
-    group: SeedGroup, groups: Sequence[SeedGroup], baseline: int | Literal["own base"] | None
-) -> SeedGroup | None:
-    if baseline is None:
-        return None
+def _score_sets(
+    answers: str,
+    of: Literal["set", "mean over sets"],
+    name: str,
+    sets: Sequence[Tables],
+    groups: Sequence[SeedGroup],
+    baseline: int | Literal["own base"] | None,
+) -> Iterator[GroupScore]:
+    """The scores of all groups that have all of the sets."""
+    for index, group in enumerate(groups):
+        if not all(index in tables for tables in sets):
+            continue
+        own, against = [tables[index] for tables in sets], _baseline_of(index, groups, baseline)
+        score = GroupScore(
+            answers,
+            of,
+            name,
+            group.label,
+            len(sets),
+            sum(len(table[0]) for table in own),
+            *_share(own),
+            tuple(statistics.fmean(map(statistics.fmean, rows)) for rows in zip(*own, strict=True)),
+            group.interval_over,
+        )
+        if against is not None and against != index and all(against in tables for tables in sets):
+            difference, low, high = _difference(own, [tables[against] for tables in sets])
+            score = replace(
+                score,
+                difference=difference,
+                difference_low=low,
+                difference_high=high,
+                difference_over=_weaker(group, groups[against]),
+                baseline=groups[against].label,
+            )
+        yield score
+
+
+def _baseline_of(index: int, groups: Sequence[SeedGroup], baseline: int | Literal["own base"] | None) -> int | None:
+    """The index of the group that a group is compared with."""
     if baseline != OWN_BASE:
-        return groups[baseline]
-    student = _student_keys(group.runs[0])
-    bases = [other for other in groups if other.is_base and _student_keys(other.runs[0]) == student]
-    return bases[0] if bases and not group.is_base else None
+        return baseline
+    student = _student_keys(groups[index].runs[0])
+    return next(
+        (at for at, other in enumerate(groups) if other.is_base and _student_keys(other.runs[0]) == student), None
+    )
 
 
-def _share(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """The mean and its interval, which is within [0, 1]."""
-    if len(table) == 1:
-        right, n = sum(table[0]), len(table[0])
-        return right / n, *intervals.wilson_interval(right, n)
-    share, low, high = intervals.seeds_interval(table)
-    return share, max(low, 0.0), min(high, 1.0)
+def _share(sets: Sequence[Table]) -> tuple[float, float, float]:
+    """The mean over sets and its interval."""
+    if len(sets[0]) > 1:
+        return intervals.seeds_mean_share(sets)
+    rights = [(sum(row), len(row)) for [row] in sets]
+    mean = mean_interval([Interval(right / n, *intervals.wilson_interval(right, n)) for right, n in rights])
+    return mean.value, mean.low, mean.high
 
 
-def _difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+def _difference(first: Sequence[Table], second: Sequence[Table]) -> tuple[float, float, float]:
     """The difference of two means over the same questions, with its interval.
 
-    It is over seeds and questions if both tables have several rows. A single row is taken as it is: the interval is over
-    the other table's seeds, and over questions.
+    It is over seeds and questions if a table has several rows. A single row is taken as it is: the interval is over the
+    other table's seeds, and over questions.
     """
-    if len(first) > 1 and len(second) > 1:
-        return intervals.seeds_difference(first, second)
-    if len(first) == len(second) == 1:
-        return intervals.paired_difference([value > 0 for value in first[0]], [value > 0 for value in second[0]])
-    if len(second) == 1:
-        return intervals.seeds_interval([[a - b for a, b in zip(row, second[0], strict=True)] for row in first])
-    return intervals.seeds_interval([[a - b for a, b in zip(first[0], row, strict=True)] for row in second])
+    if len(first[0]) > 1 or len(second[0]) > 1:
+        difference, low, high = intervals.seeds_mean_difference(first, second)
+        return difference, max(low, -1.0), min(high, 1.0)
+    right = [[[value > 0 for value in row] for [row] in sets] for sets in (first, second)]
+    mean = mean_interval([Interval(*intervals.paired_difference(a, b)) for a, b in zip(*right, strict=True)])
+    return mean.value, mean.low, mean.high
 
 
 def _weaker(*groups: SeedGroup) -> IntervalOver:

@@ -41,6 +41,7 @@ from potstill.report.model import (
     TrainingSpeed,
 )
 from potstill.report.model_comparison import ModelComparison
+from potstill.report.score_tables import HEADER, build_score_tables, table_notes
 
 VERSION: Final = 7  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
@@ -138,6 +139,9 @@ def render_comparison(comparison: ModelComparison) -> str:
         "judgements": sentences.describe_judgements(comparison),
         "group_meanings": sentences.EVALUATED_MEANINGS,
         "groups": SET_GROUPS,
+        "recipe_tables": build_score_tables(comparison.recipes, comparison.recipe_scores),
+        "recipe_notes": table_notes(comparison.recipe_scores),
+        "recipe_columns": HEADER[1:],
         "sets": [
             (f"set-{number}", name, sum(row.question.set == name for row in comparison.questions))
             for number, name in enumerate(sets)

@@ -9,7 +9,7 @@ intervals are 95 % intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -41,6 +41,17 @@ SET_GROUPS: Final[tuple[SetGroup, ...]] = ("in-distribution", "out-of-distributi
 Outcome = Literal["won", "lost", "still wrong", "still right", "right", "not right"]
 # The outcomes of training; those of a run that only evaluates are right and not right.
 OUTCOMES: Final[tuple[Outcome, ...]] = ("won", "lost", "still wrong", "still right")
+
+
+def set_groups(
+    in_distribution: Sequence[str], out_of_distribution: Sequence[str], generic: Sequence[str]
+) -> dict[str, SetGroup]:
+    """The group of every evaluation set; the first group for a set in several groups."""
+    groups: dict[str, SetGroup] = {}
+    for group, names in zip(SET_GROUPS, (in_distribution, out_of_distribution, generic), strict=True):
+        for name in names:
+            groups.setdefault(name, group)
+    return groups
 
 
 def licence_note(name: str, licence: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from potstill.evaluation import intervals
 from potstill.records import Prediction, Question
+from potstill.report.group_scores import GroupScore, SeedGroup
 from potstill.report.model import Interval, SetGroup
 
 Answers = Mapping[str, Prediction]  # by question id
@@ -61,6 +62,8 @@ class ModelComparison:
     omitted     number of answers to questions that not all models answered
     command     the command that writes the page
     note        what the intervals do not include
+    recipes     groups of the models that differ only in seeds, with their scores `recipe_scores`; empty if the models are
+                not grouped
     """
 
     models: tuple[str, ...]
@@ -72,6 +75,8 @@ class ModelComparison:
     omitted: int
     command: str
     note: str
+    recipes: tuple[SeedGroup, ...] = ()
+    recipe_scores: tuple[GroupScore, ...] = ()
 
 
 def common_questions(answers: Sequence[Answers]) -> list[str]:

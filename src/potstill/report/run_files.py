@@ -30,7 +30,7 @@ from potstill.evaluation import intervals
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, load_recipe
 from potstill.records import BASE, Checkpoint, Choice, Grade, Prediction, Question, Score
-from potstill.report.model import SET_GROUPS, Comparison, ControlRun, Interval, SetGroup
+from potstill.report.model import Comparison, ControlRun, Interval, SetGroup, set_groups
 from potstill.storage import manifest, parquet
 from potstill.storage.manifest import Manifest
 
@@ -96,13 +96,8 @@ class RunFiles:
     @cached_property
     def groups(self) -> dict[str, SetGroup]:
         """The group of every evaluation set; the first group for a set in several groups."""
-        sets, groups = self.recipe.questions, dict[str, SetGroup]()
-        for group, names in zip(
-            SET_GROUPS, (sets.in_distribution, sets.out_of_distribution, sets.generic), strict=True
-        ):
-            for name in names:
-                groups.setdefault(name, group)
-        return groups
+        sets = self.recipe.questions
+        return set_groups(sets.in_distribution, sets.out_of_distribution, sets.generic)
 
     @cached_property
     def training_questions(self) -> list[Question]:

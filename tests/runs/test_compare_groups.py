@@ -1,4 +1,4 @@
-"""`potstill compare --seeds`: groups of runs by recipe; the table is the plain formula on the stored answers."""
+"""`potstill compare` for many runs: groups of runs by recipe; the table is the plain formula on the stored answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def runs(finished: Path, tmp_path: Path) -> dict[str, Path]:
     copies = {}
     for number, (name, changes) in enumerate(CHANGES.items()):
         copies[name] = copy = tmp_path / name
-        for part in ("select", "test", "evaluate"):
+        for part in ("collect", "select", "test", "evaluate"):
             shutil.copytree(finished / part, copy / part)
         recipe = load_recipe(finished / "recipe.yaml", changes)
         (copy / "recipe.yaml").write_text(recipe_to_yaml(recipe), "utf-8")
@@ -64,15 +64,18 @@ def test_the_table_is_the_plain_formula_on_the_stored_answers(runs: dict[str, Pa
     assert [group["label"] for group in printed["groups"]] == ["train.prompts_per_step=5", "train.prompts_per_step=7"]
     assert [group["seeds"] for group in printed["groups"]] == [[1, 2], [1, 2]]
     rows = [row for row in printed["scores"] if row["answers"] == "zero-shot-rationale.greedy"]
-    assert {row["set"] for row in rows} == {"sums", "other", "more"}
+    assert {row["set"] for row in rows if row["of"] == "set"} == {"sums", "other", "more"}
     for name in ("sums", "other", "more"):
         first, second = [row for row in rows if row["set"] == name]
         tables = [[right(runs[f"{group}-{seed}"], name) for seed in (1, 2)] for group in ("forward", "reverse")]
         assert first["by_seed"] == [statistics.fmean(row) for row in tables[0]] and first["difference"] is None
-        share, low, high = intervals.seeds_interval(tables[1])
-        assert (second["share"], second["low"], second["high"]) == (share, max(low, 0), min(high, 1))
-        expected = intervals.seeds_difference(tables[1], tables[0])
-        assert (second["difference"], second["difference_low"], second["difference_high"]) == expected
+        assert (second["share"], second["low"], second["high"]) == intervals.seeds_share(tables[1])
+        change, low, high = intervals.seeds_difference(tables[1], tables[0])
+        assert (second["difference"], second["difference_low"], second["difference_high"]) == (
+            change,
+            max(low, -1),
+            min(high, 1),
+        )
         assert second["n"] == len(tables[0][0])
     assert any(row["difference"] for row in rows), "the groups differ"
 
@@ -99,7 +102,54 @@ def test_a_group_needs_two_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "train.prompts_per_step=7" in error.found, "the message shows how the runs were grouped"
     again = shutil.copytree(runs["forward-1"], tmp_path / "again")
     assert refused(runs["forward-1"], again).code == "E-report-same-seeds"
-    assert refused(*runs.values(), "--page", tmp_path / "page.html").code == "E-cli-compare-more"
+
+
+def test_named_keys_are_the_rows_and_other_keys_are_refused(runs: dict[str, Path]) -> None:
+    folders = list(map(str, runs.values()))
+    by_rate = compare(*folders, "--by", "train.prompts_per_step", "--json")
+    assert by_rate.exit_code == 0, by_rate.output
+    groups = json.loads(by_rate.stdout)["groups"]
+    assert [group["seeds"] for group in groups] == [[1, 2], [1, 2]] and groups[0]["runs"] == folders[:2]
+    by_seed = json.loads(compare(*folders, "--by", "train,train.seed", "--json").stdout)
+    assert [group["label"] for group in by_seed["groups"]] == [
+        f"train.prompts_per_step={prompts}, train.seed={seed}" for prompts in (5, 7) for seed in (1, 2)
+    ]
+    assert {row["interval_over"] for row in by_seed["scores"]} == {"questions, one seed"}
+    error = compare(*folders, "--by", "train.seed").exception
+    assert isinstance(error, UserError)
+    assert (error.code, error.found) == ("E-report-unnamed-keys", "train.prompts_per_step")
+
+
+def test_more_than_two_runs_are_a_table_which_marks_single_seeds(runs: dict[str, Path]) -> None:
+    result = compare(runs["forward-1"], runs["forward-2"], runs["reverse-1"])
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert any(line[:2] == ["train.prompts_per_step=5", "2"] for line in lines)
+    assert any(line[:3] == ["train.prompts_per_step=7", "one", "seed"] for line in lines)
+    assert "Other seeds of a recipe can differ by several points." in result.stdout
+
+
+def test_a_table_is_written_in_the_form_of_its_name_and_the_page_has_it(runs: dict[str, Path], tmp_path: Path) -> None:
+    page, folders = tmp_path / "page.html", list(runs.values())
+    for name, begin in (("t.csv", '"answers","split"'), ("t.md", "**few"), ("t.tex", "% \\usepackage{booktabs}")):
+        result = compare("--seeds", *folders, "--out", tmp_path / name, "--page", page)
+        assert result.exit_code == 0, result.output
+        text = (tmp_path / name).read_text("utf-8")
+        assert text.startswith(begin) and "train.prompts" in text
+        assert str(page) in page.read_text("utf-8")
+    html = page.read_text("utf-8")
+    assert "<h2>Recipes</h2>" in html and html.count("<bdi>train.prompts_per_step=7</bdi>") >= 3
+    assert f"compare {' '.join(map(str, folders))} --seeds --page {page}" in html
+    assert "<h2>Recipes</h2>" not in render_page_of(folders, page)
+    two = compare(runs["forward-1"], runs["reverse-1"], "--out", tmp_path / "two.csv")
+    assert two.exit_code == 0 and (tmp_path / "two.csv").read_text("utf-8").count('"questions, one seed"') >= 6
+    error = compare(*folders, "--out", tmp_path / "changed.jsonl").exception
+    assert isinstance(error, UserError) and error.code == "E-cli-compare-table"
+
+
+def render_page_of(folders: list[Path], page: Path) -> str:
+    assert compare(*folders, "--page", page).exit_code == 0
+    return page.read_text("utf-8")
 
 
 def test_groups_are_read_from_folders_with_one_base_for_each_student(runs: dict[str, Path], tmp_path: Path) -> None:
