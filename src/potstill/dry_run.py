@@ -74,7 +74,8 @@ def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
     lines = [f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, *_question_lines(assembled)]
     train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
     if recipe.has_teacher:
-        lines += _section(lambda: [*_teacher_lines(recipe, train, run_dir, so_far), ""], "teacher")
+        for source in recipe.sources:
+            lines += _section(lambda source=source: _source_lines(recipe, source, train, run_dir, so_far), "teacher")
         lines += _section(lambda: _student_lines(recipe), "student")
         plan = cache(lambda: _plan_step(recipe, train))  # two parts need it, and each names its error
         lines += _section(lambda: _training_lines(recipe, train, plan()), "training")
@@ -90,12 +91,19 @@ def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
     return "\n".join(lines)
 
 
-def _teacher_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path, so_far: Progress) -> list[str]:
+def _source_lines(recipe: Recipe, name: str, train: Sequence[Question], run_dir: Path, so_far: Progress) -> list[str]:
+    """The lines about one source of chains; its name is empty if the recipe has only one."""
+    with teachers.name_source(name):
+        first, *lines = _teacher_lines(recipe.sources[name], train, run_dir, so_far.of_source(run_dir, name), name)
+    return [f"teacher {name:<9} {first[18:]}" if name else first, *lines, ""]
+
+
+def _teacher_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path, so_far: Progress, name: str) -> list[str]:
     if so_far.sampled:
         return [f"teacher           {recipe.teacher.kind}: all chains are stored; nothing is left to sample"]
     lines = teachers.from_recipe(recipe).forecast(train, so_far.stored)
     lines += _section(lambda: _sampling_lines(recipe, train, so_far), "  time")  # the other lines need no model
-    stored, usage = sum((so_far.stored or {}).values()), ledger.total_usage(run_dir)
+    stored, usage = sum((so_far.stored or {}).values()), ledger.total_usage(run_dir, name)
     if stored and usage["requests"]:
         missing = sum(missing_chains(train, recipe.teacher.samples, so_far.stored)) / stored
         tokens = round(missing * (usage["prompt_tokens"] + usage["completion_tokens"]))

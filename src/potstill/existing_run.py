@@ -8,7 +8,7 @@ read_progress(recipe, run_dir, plans).trained     # the training step from which
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +33,12 @@ class Progress:
     sampled: bool = False
     trained: int = 0
     evaluated: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def of_source(self, run_dir: Path, source: str) -> Progress:
+        """The same with the stored chains of one of several sources."""
+        if not source or self.stored is None:
+            return self
+        return replace(self, stored=segments.count_by_question(segments.segment_paths(run_dir / "sample"), source))
 
 
 def read_progress(recipe: Recipe, run_dir: Path, plans: Sequence[runner.StagePlan]) -> Progress:

@@ -72,8 +72,9 @@ def _iter_checks(
         yield stage, lambda stage=stage: open_stage(stage).inputs(recipe, run_dir)
     if recipe.has_teacher:
         teacher = teachers.from_recipe(recipe)
-        if teacher.generates:
-            yield "sample", lambda: _check_temperature(recipe, run_dir)
+        for name, source in recipe.sources.items():
+            if teachers.from_recipe(source).generates:
+                yield "sample", lambda name=name, source=source: _check_temperature(source, run_dir, name)
         for check in teacher.checks(weights=weights):
             yield "sample", check
         if questions is not None:
@@ -135,7 +136,7 @@ def _check_texts(recipe: Recipe) -> None:
         raise texts.encoder_decoder_error()
 
 
-def _check_temperature(recipe: Recipe, run_dir: Path | None) -> None:
+def _check_temperature(recipe: Recipe, run_dir: Path | None, name: str) -> None:
     """Raise UserError if the user would pay for several samples of a question that are the same text.
 
     A run that has started to sample may continue.
@@ -146,5 +147,5 @@ def _check_temperature(recipe: Recipe, run_dir: Path | None) -> None:
     if teacher.temperature == 0 and teacher.samples > 1 and not begun:
         what = f"temperature 0 gives the same text {teacher.samples} times, and all of them are paid for"
         found = f"{teacher.samples} with teacher.temperature 0"
-        hint = "set teacher.samples: 1, or a temperature above 0"
-        raise UserError(what, code="E-recipe-equal-samples", where="teacher.samples", found=found, hint=hint)
+        where, hint = teachers.key_of_source("teacher.samples", name), "set samples: 1, or a temperature above 0"
+        raise UserError(what, code="E-recipe-equal-samples", where=where, found=found, hint=hint)

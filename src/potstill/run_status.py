@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,17 +70,23 @@ def read_status(run_dir: Path) -> RunStatus:
     unfinished = [name for name in names if not (run_dir / name / manifest.MANIFEST_FILE).exists()]
     processes = tuple(run_folder.working_processes(run_dir)) if unfinished else ()
     stages = tuple(_read_stage(run_dir, recipe, name, running=bool(processes)) for name in names)
-    budget = recipe.teacher.budget
+    budgets = [source.teacher.budget for source in recipe.sources.values() if source.teacher.kind == "openai"]
     return RunStatus(
         run_dir=str(run_dir),
         name=recipe.name,
         stages=stages,
         processes=processes,
         usage=ledger.total_usage(run_dir) if ledger.ledger_paths(run_dir) else {},
-        budget={"tokens": budget.tokens, "money": budget.money},
+        budget={"tokens": _add_limits(b.tokens for b in budgets), "money": _add_limits(b.money for b in budgets)},
         warnings=tuple(cut_thoughts.read_warnings(run_dir)),
         resume=f"potstill run {shlex.quote(str(run_dir))}" if unfinished else None,
     )
+
+
+def _add_limits(limits: Iterable[float | None]) -> float | None:
+    """The sum of the limits of all paid teachers; None if one of them has no limit, or there is none."""
+    known = list(limits)
+    return None if not known or None in known else sum(limit for limit in known if limit is not None)
 
 
 def _read_stage(run_dir: Path, recipe: Recipe, name: str, *, running: bool) -> StageStatus:
@@ -146,10 +152,11 @@ def count_so_far(run_dir: Path, recipe: Recipe, stage: str) -> dict[str, Any]:
     if stage == "sample":
         counts: dict[str, Any] = {"chains": segments.count_lines(segments.segment_paths(folder))}
         collected = manifest.read_finished(run_dir / "collect")
-        if collected is not None and recipe.teacher.kind in ("local", "openai"):
+        sampled = [source.teacher for source in recipe.sources.values()]
+        if collected is not None and all(teacher.kind in ("local", "openai") for teacher in sampled):
             sizes = collected.counts["questions"]
             questions = sum(sizes.get(f"{name}.train", 0) for name in recipe.questions.train)
-            counts["chains_at_most"] = questions * recipe.teacher.samples
+            counts["chains_at_most"] = questions * sum(teacher.samples for teacher in sampled)
         return counts
     if stage in ("train", "repair"):
         section = recipe.train if stage == "train" or recipe.on_policy is None else recipe.on_policy

@@ -47,7 +47,7 @@ OPTIONAL_KEYS: Final = (
     *("student.chat_template_kwargs", "student.system_prompt"),
     *("teacher.chat_template_kwargs", "teacher.system_prompt"),
     *("teacher.seed", "train.seed", "evaluate.seed"),
-    *("train.checkpoints", "select.weights", "select.retain", "select.also"),
+    *("train.checkpoints", "select.weights", "select.retain", "select.also", "teachers"),
 )
 # Stage -> the key that replaces `seed` for it.
 SEED_KEYS: Final = {
@@ -113,8 +113,9 @@ def run_shard(recipe: Recipe, shard: Shard, *, run_dir: Path | None = None) -> P
                 return run_dir
             stack.enter_context(run_folder.lock_shard(run_dir, shard.number, shard.count))
             run_folder.append_log(run_dir, "start", shard=str(shard), **_machine_info())
-            if teachers.from_recipe(recipe).metered:
-                ledger.split_budget(run_dir, shard)
+            for source, only in recipe.sources.items():
+                if teachers.from_recipe(only).metered:
+                    ledger.split_budget(run_dir, shard, source)
         from potstill.stages import sample
 
         start = time.monotonic()
@@ -132,8 +133,9 @@ def run_batch(
     """Sample through batch files.
 
     Store the chains of `results`. If no chain is missing then, finish the stage; otherwise write the requests for the
-    missing chains into `out`. Raises UserError as `run` does, and for results of another run.
+    missing chains into `out`. The recipe has one teacher. Raises UserError as `run` does, and for results of another run.
     """
+    assert recipe.teachers is None, "batch files need a recipe with one teacher"
     run_dir = run_dir or default_run_dir(recipe)
     with run_folder.lock_run(run_dir):
         storage.delete_partial_files(run_dir)
@@ -208,7 +210,7 @@ def find_outdated_stage(recipe: Recipe) -> str | None:
 def describe_paid_chains(run_dir: Path) -> str:
     """A phrase with the number of server chains in a run, and the run's usage; empty without server chains."""
     folder = run_dir / "sample"
-    if not (manifest.has_server_chains(run_dir) or (folder / "server.json").exists()):
+    if not (manifest.has_server_chains(run_dir) or any(folder.glob("server*.json"))):
         return ""
     table = folder / "chains.parquet"
     chains = parquet.count_rows(table) if table.exists() else len(segments.stored_keys(segments.segment_paths(folder)))
@@ -362,8 +364,13 @@ class _Run:
     def identity(self, name: str, earlier: Mapping[str, str] | None = None) -> Identity:
         """The current identity of a stage. earlier: digests of the earlier stages; None: the digests of their manifests."""
         stage = open_stage(name)
-        keys, free = flatten_keys(self.recipe, *stage.reads), {*stage.free(self.recipe), *REVISION_KEYS}
-        free |= {key for key in OPTIONAL_KEYS if keys.get(key) is None}
+        keys, free = flatten_keys(self.recipe, *stage.reads), {*stage.free(self.recipe)}
+        for source in self.recipe.sources:
+            free |= {teachers.key_of_source(key, source) for key in REVISION_KEYS}
+            optional = [teachers.key_of_source(key, source) for key in OPTIONAL_KEYS]
+            free |= {key for key in optional if keys.get(key) is None}
+        if self.recipe.teachers is not None:  # the section `teacher` then has only defaults
+            free |= {key for key in keys if key.startswith("teacher.")}
         own = SEED_KEYS.get(name, "")
         if keys.get(own) == self.recipe.seed:
             free.add(own)

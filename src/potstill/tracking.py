@@ -131,7 +131,7 @@ def read_config(run_dir: Path, recipe: Recipe) -> dict[str, Any]:
     """
     log = storage.read_complete_lines(run_dir / "log.jsonl")
     starts = [row for row in log if row["event"] == "start"]
-    facts: dict[str, Any] = {"base": recipe.student.model or "random weights", "teacher": recipe.teacher.label}
+    facts: dict[str, Any] = {"base": recipe.student.model or "random weights", "teacher": recipe.teacher_label}
     if starts:
         facts |= {"potstill": starts[-1]["versions"]["potstill"], "started": starts[0]["time"]}
     begun = [manifest.read_begun(run_dir / stage) for stage in ("sample", "train", "test/0")]
@@ -139,7 +139,7 @@ def read_config(run_dir: Path, recipe: Recipe) -> dict[str, Any]:
     facts["fingerprints"] = {
         name.replace(" (commit)", "_commit").replace(".", "_"): digest
         for name, digest in sorted(inputs.items())
-        if name.startswith(("student.", "teacher."))
+        if name.startswith(("student.", "teacher.", "teachers."))
     }
     if (run_dir / "select" / checkpoints.CHOICE_FILE).exists():
         facts["selected"] = checkpoints.read_choice(run_dir).checkpoint.name

@@ -227,3 +227,38 @@ def test_plans_that_name_nothing_are_refused():
         DataOrder(1, 1, {FORMATS["zero-shot-answer"]: 1}, (("a", 0), ("a", 0)))
     with pytest.raises(AssertionError, match="counted from 1"):
         draw_groups(DataOrder(1, 1, {FORMATS["zero-shot-answer"]: 1}, (("a", 0),)), 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.fixed_dictionaries({"a": st.integers(1, 4), "b": st.integers(1, 4), "c": st.integers(1, 4)}),
+)
+def test_sources_get_their_quotas_and_their_chains_rotate(seed, of_question, quotas):
+    form = FORMATS["zero-shot-rationale"]
+    sources = {f"q{i}": names for i, names in enumerate(of_question)}
+    counts = tuple((name, len(names)) for name, names in sources.items())
+    order = DataOrder(seed, 1, {form: 1}, counts, sources=sources, source_quotas=quotas)
+    cycles = 12  # a multiple of every number of chains, so that all chains of a source are used alike
+    groups = stream(order, len(counts) * sum(quotas.values()) * cycles)
+    for name, names in sources.items():
+        present = sorted(set(names))
+        total = sum(quotas[source] for source in present)
+        own_groups = [group for group in groups if group.question == name][: total * cycles]
+        used = Counter(chain for group in own_groups for chain in group.chains)
+        for source in present:
+            own = [used[chain] for chain, other in enumerate(names) if other == source]
+            assert sum(own) == cycles * quotas[source] and max(own) - min(own) == 0
+
+
+def test_a_group_has_no_chain_twice_and_questions_begin_at_other_sources():
+    form, count = FORMATS["zero-shot-rationale"], 200
+    sources = {f"q{i}": ["model"] * 4 + ["human"] for i in range(count)}
+    quotas, asked = {"model": 1, "human": 1}, tuple((name, 5) for name in sources)
+    groups = stream(DataOrder(1, 10, {form: 1}, asked, 3, sources=sources, source_quotas=quotas), 4 * count)
+    assert all(len(set(group.chains)) == len(group.chains) in (2, 3) for group in groups)
+    first = stream(DataOrder(1, 10, {form: 1}, asked, sources=sources, source_quotas=quotas), count)
+    assert 0.35 < sum(group.chains == (4,) for group in first) / count < 0.65
+    with pytest.raises(AssertionError, match="uniform_over"):
+        DataOrder(1, 1, {form: 1}, asked, 1, "chains", sources, quotas)

@@ -26,7 +26,8 @@ FILES: Final = {
     "recipe.yaml": "The recipe with every default written out.",
     "log.jsonl": "The start and end of each stage, and the evaluation of each checkpoint, with time, host, versions,"
     " seconds and memory. No digest covers it.",
-    "spent-NAME.jsonl": "What the run has spent at a paid server.",
+    "spent-NAME.jsonl": "What the run has spent at a paid server. With several sources, one for each:"
+    " `spent-NUMBER@SOURCE.jsonl`.",
     "tracked/": "What `potstill track` has sent to a tracker.",
     "STAGE/begun.json": "The first file of a stage: its identity, that is the recipe keys that it read, the versions"
     " of the code, and a digest of each input.",
@@ -40,7 +41,8 @@ FILES: Final = {
     "collect/replay.jsonl": "The rows of `train.replay.file`.",
     "sample/chains.parquet": "All chains, in the order of their keys.",
     "sample/segment-*.jsonl": "Chains that a process has stored while sampling is not finished.",
-    "sample/server.json": "The server's capabilities, from the first small requests. A resumed run compares them.",
+    "sample/server.json": "The server's capabilities, from the first small requests. A resumed run compares them."
+    " With several sources, one for each: `server@SOURCE.json`.",
     "sample/unanswered.jsonl": "Requests that the server did not answer, with the reason.",
     "filter/verdicts.parquet": "One row for each chain, in the order of `sample/chains.parquet`.",
     "align/student-RULE/about.json": "The rule, and digests of the tokenizer, the chains and the settings.",

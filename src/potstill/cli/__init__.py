@@ -192,7 +192,7 @@ def check_command(run_dir: RunArgument) -> None:
 @app.command("show", epilog="Example: potstill show runs/demo --chain steps/12#0")
 def show_command(
     run_dir: RunArgument,
-    chain: Annotated[str, typer.Option(metavar="KEY", help="A chain: QUESTION or QUESTION#INDEX.")] = "",
+    chain: Annotated[str, typer.Option(metavar="KEY", help="A chain: QUESTION[[#SOURCE]#INDEX].")] = "",
     target: Annotated[str, typer.Option(metavar="KEY", help="The training target of a chain.")] = "",
     batch: Annotated[int, typer.Option(metavar="STEP", help="The prompts of a training step.", show_default=False)] = 0,
     prediction: Annotated[

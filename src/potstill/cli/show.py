@@ -197,8 +197,10 @@ def _new_table(*columns: str) -> Table:
 
 def _find_chain(run_dir: Path, key: str) -> tuple[Chain, Verdict]:
     open_run(run_dir)
-    for chain in parquet.read_stored_chains(run_dir / "sample", {key, key.rpartition("#")[0]}):
-        if key in (f"{chain.question}#{chain.index}", chain.question if chain.index == 0 else None):
+    before, named = key.rpartition("#")[0], key.rsplit("#", 2)[0]
+    for chain in parquet.read_stored_chains(run_dir / "sample", {key, before, named}):
+        keys = {f"{chain.question}#{chain.index}", f"{chain.question}#{chain.source}#{chain.index}"}
+        if key in keys or (key == chain.question and chain.index == 0):
             path = run_dir / "filter" / "verdicts.parquet"
             if path.exists():
                 return chain, next(row for chain_key, row in parquet.read_verdicts(path) if chain_key == chain.key)

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from potstill.cli.tables import plain_text, print_warnings
+from potstill.cli.tables import numbers_table, plain_text, print_warnings
+from potstill.run_reader import open_run
 from potstill.run_status import State, read_status
-from potstill.storage import ledger, parquet
+from potstill.storage import ledger, manifest, parquet
 
 COLOURS: Final[dict[State, str]] = {
     "done": "green",
@@ -52,7 +53,30 @@ def print_status(run_dir: Path, *, as_json: bool = False) -> None:
 def print_overview(run_dir: Path, *, as_json: bool = False) -> None:
     """Print the state of the run, and the options that show its records."""
     print_status(run_dir, as_json=as_json)
+    if not as_json:
+        _print_sources(run_dir)
     first = None if as_json else next(parquet.read_stored_chains(run_dir / "sample"), None)
     if first is not None:
         key = f"{first.question}#{first.index}"
         Console().print(plain_text(f"\nRecords: potstill show {run_dir} --chain {key}, --target {key}, --batch 1"))
+
+
+def _print_sources(run_dir: Path) -> None:
+    """Print one line for each source of chains, if the run has several and has filtered their chains."""
+    from potstill.report.collect import summarize_sources
+    from potstill.report.run_files import RunFiles
+
+    if manifest.read_finished(run_dir / "filter") is None:
+        return
+    sources = summarize_sources(RunFiles(run_dir, open_run(run_dir).recipe))
+    if len(sources) < 2:
+        return
+    table = numbers_table("source", "chains", "right", "kept", "covers", "alone", "tokens", "cost", title="\nsources")
+    for source in sources:
+        money = "" if source.money is None else f"{source.money:.4f}"
+        right, kept = source.grades.get("right", 0), source.kept
+        numbers = (source.chains, right, kept, source.covered, source.covered_alone, source.tokens or "")
+        table.add_row(plain_text(source.name), *map(str, numbers), money)
+    console = Console()
+    console.print(table)
+    console.print(plain_text("covers: questions with a right chain; alone: those that no other source covers", "dim"))

@@ -10,6 +10,7 @@ The reason is the first rule that applies: contaminated, length, language, wrong
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +26,7 @@ MAX_FOREIGN_SHARE: Final = 0.1  # maximum share of a text's letters in another s
 class FilterRules:
     """duplicates                drop a text that an earlier chain of the question has
     near_duplicate_threshold  drop a text that shares at least this fraction of its 5-grams with a kept chain
-    max_per_question          maximum number of right chains kept per question
+    max_per_question          maximum number of right chains kept per question, and per source if the run has several
     min_chars, max_chars      length of a text in characters
     script                    lower-case Unicode name of the script, such as "latin"
     drop_wrong_equations      drop a text that contains a wrong equation
@@ -45,23 +46,26 @@ class ChainFilter:
 
     def __init__(self, rules: FilterRules, *, contaminated: bool = False) -> None:
         self.rules, self.contaminated, self.kept = rules, contaminated, 0
+        self._kept_of_source = Counter[str]()
         self._texts: set[str] = set()
         self._ngrams: list[frozenset[tuple[str, ...]]] = []
 
-    def drop_reason(self, text: str, right: bool) -> str | None:
+    def drop_reason(self, text: str, right: bool, source: str = "") -> str | None:
         """The reason to drop the next chain, or None. A right chain that is not dropped counts as kept.
 
-        right  whether the answer of the chain is right
+        right   whether the answer of the chain is right
+        source  its source, if each source may have `max_per_question` chains
         """
-        reason = self._first_reason(text, right)
+        reason = self._first_reason(text, right, source)
         self._texts.add(text)
         if reason is None and right:
             self.kept += 1
+            self._kept_of_source[source] += 1
             if self.rules.near_duplicate_threshold is not None:
                 self._ngrams.append(word_ngrams(text, NGRAM_WORDS))
         return reason
 
-    def _first_reason(self, text: str, right: bool) -> str | None:
+    def _first_reason(self, text: str, right: bool, source: str) -> str | None:
         rules = self.rules
         if self.contaminated:
             return "contaminated"
@@ -75,7 +79,8 @@ class ChainFilter:
             return "duplicate"
         if right and rules.near_duplicate_threshold is not None and self._is_near(text, rules.near_duplicate_threshold):
             return "near duplicate"
-        return "cap" if right and rules.max_per_question is not None and self.kept >= rules.max_per_question else None
+        full = rules.max_per_question is not None and self._kept_of_source[source] >= rules.max_per_question
+        return "cap" if right and full else None
 
     def _is_near(self, text: str, threshold: float) -> bool:
         ngrams = word_ngrams(text, NGRAM_WORDS)

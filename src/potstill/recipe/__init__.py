@@ -28,9 +28,9 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from potstill.errors import UserError
-from potstill.recipe.fields import Column, CustomSet
+from potstill.recipe.fields import Column, CustomSet, TextsSection
 from potstill.recipe.load import load_recipe, parse_recipe, write_value
-from potstill.recipe.schema import EvaluateSection, Recipe, TextsSection
+from potstill.recipe.schema import EvaluateSection, Recipe
 from potstill.recipe.student import ShapeSection
 from potstill.recipe.teacher import VllmSection
 

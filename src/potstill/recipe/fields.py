@@ -236,3 +236,20 @@ def with_in_distribution_groups(recipe: Any) -> Any:
         return recipe
     groups = {"in_distribution": questions.get("train", ["gsm8k"]), "out_of_distribution": [], "generic": []}
     return {**recipe, "questions": {**groups, **questions}}
+
+
+class TextsSection(Section):
+    """Texts on which the base and the chosen checkpoint are scored in bits per byte."""
+
+    file: str = Field(
+        description="Path of the file; * matches any characters of a file name. .txt and .md: one text per paragraph; "
+        "other files: one text per record."
+    )
+    field: str = Field(default="text", description="Name of the column with the text.")
+    limit: Positive | None = Field(default=None, description="Maximum number of texts; the first texts are kept.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file(cls, value: Any) -> Any:
+        """Expand `prose: FILE`, the short form of `prose: {file: FILE}`."""
+        return {"file": value} if isinstance(value, str) else value

@@ -366,7 +366,8 @@ def _value_hint(error: Any, dotted: str) -> str:
 
 def _is_secret(keys: Sequence[str]) -> bool:
     """Whether the value of these keys may be an API key, which no message may repeat."""
-    return any(map(SECRET_KEY.search, keys)) or keys[-1] == "server" or tuple(keys[:3]) == ("teacher", "server", "urls")
+    section = keys[2:] if keys[0] == "teachers" else keys[1:] if keys[0] == "teacher" else ()
+    return any(map(SECRET_KEY.search, keys)) or keys[-1] == "server" or tuple(section[:2]) == ("server", "urls")
 
 
 def _display_change(key: str, value: str) -> str:
@@ -412,7 +413,8 @@ def known_keys(section: type[BaseModel], before: tuple[str, ...] = ()) -> list[t
     for name, field in section.model_fields.items():
         keys.append((*before, name))
         for inner in sections_of(field.annotation):
-            path = (*before, name, ANY_NAME) if get_origin(field.annotation) is dict else (*before, name)
+            named = dict in map(get_origin, (field.annotation, *get_args(field.annotation)))
+            path = (*before, name, ANY_NAME) if named else (*before, name)
             keys += known_keys(inner, path)
     return keys
 

@@ -23,12 +23,20 @@ from potstill.recipe.fields import (
     QuestionsSection,
     Section,
     Share,
+    TextsSection,
     refuse,
     with_in_distribution_groups,
 )
 from potstill.recipe.selection import SelectSection, check_selection
 from potstill.recipe.student import StudentSection
-from potstill.recipe.teacher import FilterSection, TeacherSection, TransferSection, VllmSection, with_vllm_batch
+from potstill.recipe.teacher import (
+    FilterSection,
+    TeacherSection,
+    TransferSection,
+    VllmSection,
+    check_sources,
+    with_vllm_batch,
+)
 
 
 class ReplaySection(Section):
@@ -68,6 +76,10 @@ class TrainSection(Section):
         default="questions",
         description="Whether all questions or all chains are drawn equally often; with chains, a question with 40 "
         "right chains counts forty times as much as a question with one.",
+    )
+    sources: dict[Name, Count] | None = Field(
+        default=None,
+        description="With `teachers`: quota of each source among the chains of a question that are drawn; 0 leaves it out.",
     )
     demonstrations: Positive = Field(default=4, description="Number of demonstrations in a few-shot prompt.")
     replay: ReplaySection | None = Field(
@@ -206,23 +218,6 @@ class TrainSection(Section):
                 fault = f"{name} has no weight" if name in taught else f"{name} has no quota in train.formats"
                 refuse("E-recipe-loss-weights", f"loss_weights must name all trained formats and no others: {fault}")
         return self
-
-
-class TextsSection(Section):
-    """Texts on which the base and the chosen checkpoint are scored in bits per byte."""
-
-    file: str = Field(
-        description="Path of the file; * matches any characters of a file name. .txt and .md: one text per paragraph; "
-        "other files: one text per record."
-    )
-    field: str = Field(default="text", description="Name of the column with the text.")
-    limit: Positive | None = Field(default=None, description="Maximum number of texts; the first texts are kept.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _file(cls, value: Any) -> Any:
-        """Expand `prose: FILE`, the short form of `prose: {file: FILE}`."""
-        return {"file": value} if isinstance(value, str) else value
 
 
 class EvaluateSection(Section):
@@ -366,6 +361,11 @@ class Recipe(Section):
     sets: dict[Name, CustomSet] = Field(default={}, description="Custom sets by name.")
     questions: QuestionsSection = QuestionsSection()
     teacher: TeacherSection = TeacherSection()
+    teachers: dict[Name, TeacherSection] | None = Field(
+        default=None,
+        description="Several sources of chains by name, instead of `teacher`, each with the keys of `teacher`: "
+        "{big: {kind: openai, model: NAME, samples: 8}, human: {kind: human}}.",
+    )
     filter: FilterSection = FilterSection()
     transfer: TransferSection = TransferSection()
     student: StudentSection = StudentSection(shape="flan-t5-base", tokenizer="tokenizers/t5")
@@ -390,6 +390,22 @@ class Recipe(Section):
         return self.seed if self.evaluate.seed is None else self.evaluate.seed
 
     @property
+    def sources(self) -> dict[str, Recipe]:
+        """Name -> the recipe with only this teacher. Without `teachers`: an empty name -> the recipe itself."""
+        if self.teachers is None:
+            return {"": self}
+        return {
+            name: self.model_copy(update={"teacher": section.model_copy(update={"name": name}), "teachers": None})
+            for name, section in self.teachers.items()
+        }
+
+    @property
+    def teacher_label(self) -> str:
+        """The sources of the chains for readers."""
+        labels = [(name, source.teacher.label) for name, source in self.sources.items()]
+        return ", ".join(label if name in ("", label) else f"{name} ({label})" for name, label in labels)
+
+    @property
     def has_teacher(self) -> bool:  # without a teacher, the student is only evaluated
         return self.teacher.kind != "none"
 
@@ -407,6 +423,7 @@ class Recipe(Section):
         if self.train.save_adapter and self.student.model is None:
             message = "train.save_adapter needs student.model, because an adapter is useless without its base"
             refuse("E-recipe-save-adapter", message)
+        check_sources(self.teacher, self.teachers, self.train.sources, self.train.uniform_over)
         if self.has_teacher:
             self._check_training_sets()
         elif self.on_policy:

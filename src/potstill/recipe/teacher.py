@@ -42,6 +42,7 @@ def with_vllm_batch(section: Any, key: str) -> Any:
     return section
 
 
+MAX_QUOTAS: Final = 10_000  # largest sum of train.sources
 VARIABLE_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 RESERVED_FIELDS: Final[dict[str, str]] = {  # request fields that potstill or other keys set
     "model": "set teacher.model instead",
@@ -347,9 +348,39 @@ class TeacherSection(Section):
         return {f"teacher.{name}": path for name in marked if (path := getattr(self, name)) is not None}
 
 
+def check_sources(
+    teacher: TeacherSection,
+    teachers: dict[str, TeacherSection] | None,
+    quotas: dict[str, int] | None,
+    uniform_over: str,
+) -> None:
+    """Refuse `teachers` that are empty, stand beside a `teacher`, or have no chains or a second name, and quotas
+    (`train.sources`) that do not name all teachers and no others."""
+    if teachers is not None and teacher != TeacherSection():
+        hint = "move the keys of teacher into one of the teachers, under a name"
+        refuse("E-recipe-teachers", "a recipe has either teacher or teachers", hint=hint)
+    if teachers == {}:
+        refuse("E-recipe-teachers", "teachers names no source of chains", hint="write teacher, or name a source")
+    for name, section in (teachers or {}).items():
+        if section.kind == "none":
+            refuse("E-recipe-teachers", f"teachers.{name} has no chains: remove it")
+        if section.name is not None:
+            refuse("E-recipe-teachers", f"teachers.{name}.name: the source already has the name {name}")
+    if quotas is None:
+        return
+    for name in sorted(set(quotas) ^ set(teachers or ())):
+        fault = f"{name} has no quota" if name not in quotas else f"{name} is not among the recipe's teachers"
+        refuse("E-recipe-sources", f"train.sources must name all teachers and no others: {fault}")
+    if not 0 < sum(quotas.values()) <= MAX_QUOTAS:
+        refuse("E-recipe-sources", f"the sum of the quotas in train.sources must be between 1 and {MAX_QUOTAS}")
+    if uniform_over == "chains":
+        refuse("E-recipe-sources", "train.sources draws by source, so it needs train.uniform_over: questions")
+
+
 class FilterSection(Section):
     max_per_question: Positive | None = Field(
-        default=None, description="Maximum number of right chains kept per question."
+        default=None,
+        description="Maximum number of right chains kept per question; with `teachers`, from each of them.",
     )
     duplicates: Literal["drop", "keep"] = Field(
         default="drop",

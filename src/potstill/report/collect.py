@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from potstill import cut_thoughts, storage, teachers
@@ -62,11 +63,10 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         return _collect_evaluation(files)
     comparisons = tuple(_compare_test_answers(files))
     examples = (*pick_training_examples(files), *pick_validation_examples(files))
-    sources = parquet.read_chain_sources(run_dir / "sample" / "chains.parquet")
     return ReportData(
         name=recipe.name,
         student=_describe_student(recipe),
-        teacher=recipe.teacher.label,
+        teacher=recipe.teacher_label,
         training=describe_training(recipe),
         groups=files.groups,
         recipe=recipe_to_yaml(recipe),
@@ -89,9 +89,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         kind_losses=tuple((row["step"], row["kinds"]) for row in files.metrics),
         tasks=tuple(_score_tasks(files)),
         calibrations=(*measure_teacher(files), *measure_students(files)),
-        sources=tuple(
-            summarize_source(name, semantics, files.verdict_counts[name]) for name, semantics in sorted(sources.items())
-        ),
+        sources=summarize_sources(files),
         alignment=_summarize_alignment(files),
         costs=tuple(_count_costs(files, comparisons)),
         outcomes=_count_outcomes(files),
@@ -117,7 +115,7 @@ def _collect_evaluation(files: RunFiles) -> ReportData:
     return ReportData(
         name=recipe.name,
         student=_describe_student(recipe),
-        teacher=recipe.teacher.label,
+        teacher=recipe.teacher_label,
         groups=files.groups,
         recipe=recipe_to_yaml(recipe),
         comparisons=comparisons,
@@ -230,8 +228,35 @@ def _collect_controls(files: RunFiles) -> Iterator[ControlRun]:
         yield read_control(files, name)
 
 
+def summarize_sources(files: RunFiles) -> tuple[SourceSummary, ...]:
+    """The summaries of the sources in a run whose chains are filtered, by name."""
+    path = files.run_dir / "sample" / "chains.parquet"
+    semantics, tokens = parquet.read_chain_sources(path), parquet.count_source_tokens(path)
+    covered = {name: set(_covered_questions(by_question)) for name, by_question in files.verdict_counts.items()}
+    summaries = []
+    for name in sorted(semantics):
+        others = set().union(*(questions for other, questions in covered.items() if other != name))
+        money = ledger.total_usage(files.run_dir, name)["money"]
+        summary = summarize_source(name, semantics[name], files.verdict_counts[name])
+        alone = len(covered[name] - others)
+        summaries.append(
+            replace(summary, covered=len(covered[name]), covered_alone=alone, tokens=tokens[name], money=money or None)
+        )
+    return tuple(summaries)
+
+
+def _covered_questions(by_question: Mapping[str, VerdictCounts]) -> Iterator[str]:
+    reasons = (None, "duplicate", "near duplicate", "cap")  # then another chain of the question is kept
+    for question, verdicts in by_question.items():
+        if any(verdicts["right", reason] for reason in reasons):
+            yield question
+
+
 def summarize_source(name: str, semantics: Semantics, by_question: Mapping[str, VerdictCounts]) -> SourceSummary:
-    """The summary of the chains of one source. `by_question` maps question ids to the verdicts of their chains."""
+    """The summary of the chains of one source, without the numbers that depend on other sources.
+
+    by_question  question id -> the verdicts of its chains
+    """
     total = sum(by_question.values(), VerdictCounts())
     grades, dropped = Counter[Grade](), Counter[str]()
     for (grade, reason), number in total.items():

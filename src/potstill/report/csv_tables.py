@@ -190,6 +190,12 @@ def _teacher_rows(data: ReportData) -> Rows:
         yield from ((name, "dropped", reason, number) for reason, number in source.dropped.items())
         yield name, "kept", "chains", source.kept
         yield name, "kept", "questions", source.kept_questions
+        if len(data.sources) > 1:
+            yield name, "covered", "questions", source.covered
+            yield name, "covered", "questions of no other source", source.covered_alone
+            yield name, "written", "tokens", source.tokens
+            if source.money is not None:
+                yield name, "spent", "money", source.money
         for right, number in source.right_counts.items():
             yield name, "questions by number of right chains", right, number
         if source.single_sample:

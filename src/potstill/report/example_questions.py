@@ -37,7 +37,10 @@ def pick_training_examples(files: RunFiles) -> Iterator[ReportExample]:
     prompt_of = teachers.from_recipe(recipe).prompt_builder()
     for question in picked:
         prompt = prompt_of(question).plain if prompt_of else ""
-        yield ReportExample(question, tuple(chains[question.id][:MAX_CHAINS]), prompt=prompt)
+        own = chains[question.id]
+        if recipe.teachers is not None:
+            own = sorted(own, key=lambda judged: judged[0].index)  # so that chains of every source are among the first
+        yield ReportExample(question, tuple(own[:MAX_CHAINS]), prompt=prompt)
 
 
 def pick_validation_examples(files: RunFiles) -> Iterator[ReportExample]:

@@ -125,6 +125,10 @@ class SourceSummary:
     kept_questions  number of questions that have a kept chain
     single_sample   share of right chains of a question, as the mean over questions; the interval is over questions
     right_counts    number of questions by their number of right chains
+    covered         number of questions that have a right chain, even if the filter dropped it as a copy or over the cap
+    covered_alone   number of these questions that no other source covers
+    tokens          number of tokens that the source wrote; 0 for texts without tokens
+    money           the cost in a run with several sources; None if it has no cost, or the run has one teacher
     """
 
     name: str
@@ -137,6 +141,10 @@ class SourceSummary:
     kept_questions: int
     single_sample: Interval | None = None
     right_counts: Mapping[int, int] = field(default_factory=dict)
+    covered: int = 0
+    covered_alone: int = 0
+    tokens: int = 0
+    money: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ class Align(Stage):
         if recipe.student.model is not None:
             settings = models.ChatSettings.from_section(recipe.student, "student")
             digests |= models.end_of_turn_identity(models.model_folder(recipe), settings)
-        if (teacher := _teacher_tokenizer(recipe)) is not None:
-            digests["teacher.tokenizer"] = teacher.digest
+        for source, teacher in _teacher_tokenizers(recipe).items():
+            digests[teachers.key_of_source("teacher.tokenizer", source)] = teacher.digest
         if recipe.transfer.calculator_marks:
             digests["calculator sums"] = str(equations.VERSION)
         return digests
@@ -89,17 +89,17 @@ def _iter_targets(
     section = recipe.transfer
     right = (chain for chain, verdict in graded if verdict.kept)
     kept = ((chain, *rewrite.prepare_chain(chain, section.rewrite, section.calculator_marks)) for chain in right)
-    options: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {}
     if section.rule == "text":
-        kept = list(kept)
-        rewritten = [taught for _, taught, _ in kept]
-        options = {
-            "completions": text_rule_completions.completions(rewritten, tokenizer),
-            "teacher": _teacher_tokenizer(recipe),
-        }
+        kept, tokenizers = list(kept), _teacher_tokenizers(recipe)
+        for source in recipe.sources:  # the chains of one teacher say nothing about the words of another
+            own = [taught for chain, taught, _ in kept if source in ("", chain.source)]
+            completions = text_rule_completions.completions(own, tokenizer)
+            options[source] = {"completions": completions, "teacher": tokenizers.get(source)}
     with progress.bar("align", filtered.counts["kept"], "chains") as tick:
         for chain, taught, certain in kept:
-            target = cross_tokenizer.transfer(taught, tokenizer, recipe.transfer.rule, certain=certain, **options)
+            own_options = options.get(chain.source if recipe.teachers else "", {})
+            target = cross_tokenizer.transfer(taught, tokenizer, recipe.transfer.rule, certain=certain, **own_options)
             coverage.add(taught, target, certain)
             yield chain, target
             tick()
@@ -117,14 +117,14 @@ def _check_calculator_marks(tokenizer: tokenization.Tokenizer) -> None:
         raise UserError(what, code="E-align-calculator-marks", where=where, found=found, hint=hint)
 
 
-def _teacher_tokenizer(recipe: Recipe) -> tokenization.Tokenizer | None:
-    """The tokenizer of the model that gave the probabilities: the teacher or the scorer.
+def _teacher_tokenizers(recipe: Recipe) -> dict[str, tokenization.Tokenizer]:
+    """Source -> the tokenizer of the model that gave the probabilities: the teacher or the scorer.
 
-    None if the rule does not use it, for a server, which returns only bytes, and for rewritten texts, for which the
-    teacher's tokens are unknown.
+    Empty if the rule does not use it, and for rewritten texts, for which the teacher's tokens are unknown. A server is left
+    out, because it returns only bytes.
     """
     section = recipe.transfer
     if section.rule != "text" or section.rewrite or section.calculator_marks:
-        return None
-    folder = teachers.from_recipe(recipe).tokenizer_folder()
-    return None if folder is None else tokenization.load_tokenizer(folder)
+        return {}
+    folders = {name: teachers.from_recipe(source).tokenizer_folder() for name, source in recipe.sources.items()}
+    return {name: tokenization.load_tokenizer(folder) for name, folder in folders.items() if folder is not None}

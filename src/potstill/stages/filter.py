@@ -6,7 +6,7 @@ No chain is deleted. Wrong and dropped chains also have a verdict.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from potstill.calculator import equations
 from potstill.data import chain_filter, custom_set, grader_tasks, run_questions, splits
 from potstill.errors import UserError
 from potstill.recipe import Recipe
-from potstill.records import Verdict
+from potstill.records import Chain, Question, Verdict
 from potstill.stages import Stage, StageResult
 from potstill.storage import parquet
 from potstill.storage.segments import ChainKey
@@ -33,6 +33,8 @@ class Filter(Stage):
         digests = custom_set.grader_digests(grader_tasks(recipe))
         if recipe.filter.wrong_sums:
             digests["calculator sums"] = str(equations.VERSION)
+        if recipe.teachers is not None:  # equal texts and `max_per_question` then depend on the sources
+            digests["sources"] = "several"
         return digests
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
@@ -51,10 +53,7 @@ def _iter_verdicts(run_dir: Path, recipe: Recipe, counts: _VerdictCounts) -> Ite
         for name, chains in groupby(parquet.read_chains(path), key=lambda chain: chain.question):
             question, contaminated = questions[name], overlaps.get(name, 0.0) >= recipe.filter.contamination_threshold
             chain_rules = chain_filter.ChainFilter(filter_rules(recipe), contaminated=contaminated)
-            for chain in chains:
-                graded = grading.grade(chain.text, question.gold, question.task, chain.stop)
-                dropped = chain_rules.drop_reason(chain.text, graded.grade == "right")
-                verdict = Verdict(graded.grade, graded.answer, dropped)
+            for chain, verdict in _judge_chains(chains, question, chain_rules, several=recipe.teachers is not None):
                 counts.add(verdict)
                 yield chain.key, verdict
                 tick()
@@ -64,6 +63,29 @@ def _iter_verdicts(run_dir: Path, recipe: Recipe, counts: _VerdictCounts) -> Ite
         found = f"{sum(counts.grades.values())} chains, of which {counts.grades['right']} are right"
         hint = "look at some chains with `potstill show RUN --chain`, then change the teacher or its prompt"
         raise UserError(what, code="E-filter-nothing-kept", where=path, found=found, hint=hint)
+
+
+def _judge_chains(
+    chains: Iterable[Chain], question: Question, chain_rules: chain_filter.ChainFilter, *, several: bool
+) -> Iterator[tuple[Chain, Verdict]]:
+    """The chains of a question with their verdicts, in their order.
+
+    several  whether the run has several sources. Then chains with log-probabilities are judged first, so that of equal
+             texts the one with the teacher's distribution is kept
+    """
+    if not several:
+        for chain in chains:
+            yield chain, _judge(chain, question, chain_rules, "")
+        return
+    all_chains = list(chains)
+    order = sorted(range(len(all_chains)), key=lambda index: not all_chains[index].candidates)
+    verdicts = {index: _judge(all_chains[index], question, chain_rules, all_chains[index].source) for index in order}
+    yield from ((chain, verdicts[index]) for index, chain in enumerate(all_chains))
+
+
+def _judge(chain: Chain, question: Question, chain_rules: chain_filter.ChainFilter, source: str) -> Verdict:
+    graded = grading.grade(chain.text, question.gold, question.task, chain.stop)
+    return Verdict(graded.grade, graded.answer, chain_rules.drop_reason(chain.text, graded.grade == "right", source))
 
 
 def filter_rules(recipe: Recipe) -> chain_filter.FilterRules:

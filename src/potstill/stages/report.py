@@ -105,7 +105,7 @@ def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: 
         tokenizer_class=tokenizer_class,
         has_template=has_template,
         end_tokens=tuple(names[token] for token in end_tokens if token in names),
-        has_teacher_chains=recipe.teacher.kind != "human",
+        has_teacher_chains=any(source.teacher.kind != "human" for source in recipe.sources.values()),
         weights_dtype=dtype,
         adapter_base=recipe.student.model if recipe.train.save_adapter else None,
     )

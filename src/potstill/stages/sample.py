@@ -7,6 +7,9 @@ samples the remaining chains and merges all segments. The table is the same as i
 For a teacher behind a server, the stage also writes `server.json`, which describes the server, and rows in the run's
 ledger. Such a teacher also works through batch files (`write_batch_requests`, `read_batch_results`), with the same
 requests and, for the same answers, the same chains. `unanswered.jsonl` lists results without chains.
+
+With several sources (`teachers`), they are sampled one after another into the same segments. Every source has its own
+batches, budget and description of its server (`server@NAME.json`).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 
 
 class Sample(Stage):
-    reads = ("teacher", "seed")
+    reads = ("teacher", "teachers", "seed")
     after = ("collect",)
 
     def versions(self) -> dict[str, int]:
@@ -48,7 +51,7 @@ class Sample(Stage):
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         folder = run_dir / "sample"
-        table, server = folder / TABLE_FILE, folder / "server.json"
+        table = folder / TABLE_FILE
         if not is_sealed(run_dir):
             unsharded = segments.segment_name(UNSHARDED)
             shards = [path for path in segments.segment_paths(folder) if path.name != unsharded]
@@ -62,9 +65,16 @@ class Sample(Stage):
         for segment in segments.segment_paths(folder):
             storage.remove(segment)
         counts = parquet.count_chains(table)
-        if server.exists():
-            return StageResult([table, server], counts | {"server": storage.read_json(server)})
-        return StageResult([table], counts)
+        servers = {source: path for source in recipe.sources if (path := _server_path(folder, source)).exists()}
+        if servers:
+            described = {source: storage.read_json(path) for source, path in servers.items()}
+            counts |= {"server": described.get("", described)}
+        return StageResult([table, *servers.values()], counts)
+
+
+def _server_path(folder: Path, source: str) -> Path:
+    """The file that describes the server of a source."""
+    return folder / (f"server@{source}.json" if source else "server.json")
 
 
 def is_sealed(run_dir: Path) -> bool:
@@ -73,13 +83,22 @@ def is_sealed(run_dir: Path) -> bool:
 
 
 def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> int:
-    """Sample the missing chains of a shard into its segment. Returns the number of newly stored chains."""
+    """Sample the missing chains of a shard into its segment, source by source. Returns the number of newly stored chains."""
     if is_sealed(run_dir):
         return 0
-    sampling = _Sampling(run_dir, recipe)
+    stored = 0
+    for source in recipe.sources:
+        with teachers.name_source(source):
+            stored += _sample_source(run_dir, recipe, source, shard)
+    return stored
+
+
+def _sample_source(run_dir: Path, recipe: Recipe, source: str, shard: Shard) -> int:
+    sampling = _Sampling(run_dir, recipe, source)
+    recipe = sampling.recipe
     teacher, questions = sampling.teacher, sampling.unrefused_questions()
     sampling.questions = questions
-    settled, before = ledger.budget_usage(run_dir, shard)
+    settled, before = ledger.budget_usage(run_dir, shard, source)
     usage = UsageMeter(settled=settled, before=before)
     done, right = sampling.stored_keys(), sampling.count_right_chains()
     state = SamplingState(done, right, usage, shard, run_questions.read_unused(run_dir))
@@ -96,9 +115,9 @@ def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> i
         state.server = sampling.probe_server(usage)
         segment = stack.enter_context(storage.Appender(sampling.folder / segments.segment_name(shard)))
         stack.enter_context(_infrequent_gc())
-        label = "sample" if shard == UNSHARDED else f"shard {shard}"
+        label = (source or "sample") if shard == UNSHARDED else f"shard {shard} {source}".rstrip()
         total = len(questions) * recipe.teacher.samples // shard.count
-        stored_of_shard = stored if shard == UNSHARDED else len(segments.stored_keys([segment.path]))
+        stored_of_shard = sampling.count_stored(done if shard == UNSHARDED else segments.stored_keys([segment.path]))
         tick = stack.enter_context(progress.bar(label, total, "chains", done=stored_of_shard))
         batches = teacher.sample(questions, state)
         if isinstance(batches, Generator):  # close before the ledger: requests may be billed
@@ -181,17 +200,23 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
 class _Sampling:
     """The state of a run's sampling: the questions, and the chains stored so far."""
 
-    def __init__(self, run_dir: Path, recipe: Recipe) -> None:
-        self.run_dir, self.recipe, self.folder = run_dir, recipe, run_dir / "sample"
-        self.teacher = teachers.from_recipe(recipe)
+    def __init__(self, run_dir: Path, recipe: Recipe, source: str = "") -> None:
+        """source: the name of one of several sources. `recipe` is then the recipe with only this source."""
+        self.run_dir, self.recipe, self.folder = run_dir, recipe.sources[source], run_dir / "sample"
+        self.source, teacher = source, teachers.from_recipe(recipe)
+        self.teacher = teacher.members[source] if isinstance(teacher, teachers.SeveralTeachers) else teacher
         self.questions = run_questions.read_questions(run_dir, recipe.questions.train, "train")
 
     def stored_keys(self) -> ChainKeySet:
         return segments.stored_keys(segments.segment_paths(self.folder))
 
+    def count_stored(self, keys: ChainKeySet) -> int:
+        """The number of chains of this source."""
+        return keys.count_source(self.source) if self.source else len(keys)
+
     def read_server(self) -> Any:
         """The stored description of the teacher's server; None if the run has not used the server."""
-        path = self.folder / "server.json"
+        path = _server_path(self.folder, self.source)
         return storage.read_json(path) if path.exists() else None
 
     def probe_server(self, usage: UsageMeter) -> Any:
@@ -199,7 +224,7 @@ class _Sampling:
         before = self.read_server()
         server = self.teacher.probe(self.questions, before, usage)
         if server is not None and before is None:
-            storage.write_json(self.folder / "server.json", server)
+            storage.write_json(_server_path(self.folder, self.source), server)
         return server
 
     def unrefused_questions(self) -> list[Question]:
@@ -228,15 +253,19 @@ class _Sampling:
         by_id = {question.id: question for question in self.questions}
         for path in segments.segment_paths(self.folder):
             for chain in storage.iter_records(Chain, path, torn=True):
-                question = by_id.get(chain.question)
+                question = by_id.get(chain.question) if self.is_own(chain) else None
                 if question is not None and _grade(chain, question).grade == "right":
                     right[question.id] = right.get(question.id, 0) + 1
         return right
 
+    def is_own(self, chain: Chain) -> bool:
+        """Whether a chain is of this source. In a run with one teacher, all chains are."""
+        return self.source in ("", chain.source)
+
     def iter_graded(self) -> Iterator[tuple[Chain, Question, Verdict]]:
         by_id = {question.id: question for question in self.questions}
         for chain in parquet.read_stored_chains(self.folder):
-            if (question := by_id.get(chain.question)) is not None:
+            if self.is_own(chain) and (question := by_id.get(chain.question)) is not None:
                 yield chain, question, _grade(chain, question)
 
     def check_first_chains(self, shard: Shard = UNSHARDED) -> FirstChainsCheck | None:
@@ -273,13 +302,14 @@ class _Sampling:
         if not self.teacher.metered:
             yield lambda: None
             return
-        with ledger.LedgerWriter(ledger.ledger_path(self.run_dir, shard)) as writer:
+        with ledger.LedgerWriter(ledger.ledger_path(self.run_dir, shard, self.source)) as writer:
             usage.on_reserve = writer.reserve
             try:
                 yield lambda: writer.record(usage.spent())
             finally:
                 writer.record(usage.spent())
-                run_folder.append_log(self.run_dir, "sampled", **usage.as_json())
+                named = {"source": self.source} if self.source else {}
+                run_folder.append_log(self.run_dir, "sampled", **named, **usage.as_json())
 
 
 def _grade(chain: Chain, question: Question) -> Verdict:

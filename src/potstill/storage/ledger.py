@@ -12,6 +12,8 @@ The ledger is in the run's folder, next to the stages. No redo of a stage delete
 Each row of `spent-0000.jsonl` (of a shard: `spent-0003-of-0008.jsonl`) has the usage since the previous row. `open` is
 the maximum cost of the requests in flight. If a process is killed, `open` of its last row counts as spent, because the
 server may have billed these requests. `ids` are results of batch files that are already counted.
+
+In a run with several sources of chains, each source has ledgers and a budget of its own: `spent-0000@NAME.jsonl`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from potstill.storage import atomic, read, run_folder
 from potstill.storage.segments import UNSHARDED, Shard
 
 USAGE_FIELDS: Final[tuple[str, ...]] = ("requests", "prompt_tokens", "completion_tokens", "money")
-SHARES_FILE: Final = "spent.json"  # the usage before the budget was split among shards
 
 
 class LedgerWriter:
@@ -73,20 +74,28 @@ class LedgerWriter:
         self._reserved = reserved
 
 
-def ledger_path(run_dir: Path, shard: Shard = UNSHARDED) -> Path:
-    """The path of a shard's ledger."""
-    name = "spent-0000.jsonl" if shard == UNSHARDED else f"spent-{shard.number:04}-of-{shard.count:04}.jsonl"
-    return run_dir / name
+def ledger_path(run_dir: Path, shard: Shard = UNSHARDED, source: str = "") -> Path:
+    """The path of a shard's ledger. source: the name of the source, in a run with several sources."""
+    name = "spent-0000" if shard == UNSHARDED else f"spent-{shard.number:04}-of-{shard.count:04}"
+    return run_dir / f"{name}{_suffix(source)}.jsonl"
 
 
-def ledger_paths(run_dir: Path) -> list[Path]:
-    """The paths of all ledgers of a run."""
-    return sorted(run_dir.glob("spent-*.jsonl"))
+def ledger_paths(run_dir: Path, source: str | None = None) -> list[Path]:
+    """The paths of all ledgers of a run. source: only those of this source, in a run with several sources."""
+    paths = sorted(run_dir.glob("spent-*.jsonl"))
+    return paths if source is None else [path for path in paths if path.stem.partition("@")[2] == source]
 
 
-def total_usage(run_dir: Path) -> dict[str, float]:
-    """The usage of all processes of a run, including requests that may have been billed when a process was killed."""
-    return _sum_usage(_ledger_usage(path) for path in ledger_paths(run_dir))
+def _suffix(source: str) -> str:
+    return f"@{source}" if source else ""  # no name contains an @
+
+
+def total_usage(run_dir: Path, source: str | None = None) -> dict[str, float]:
+    """The usage of all processes of a run, including requests that may have been billed when a process was killed.
+
+    source  only the usage of this source, in a run with several sources
+    """
+    return _sum_usage(_ledger_usage(path) for path in ledger_paths(run_dir, source))
 
 
 def describe_usage(run_dir: Path) -> str:
@@ -106,8 +115,8 @@ def billed_result_ids(run_dir: Path) -> set[str]:
     }
 
 
-def split_budget(run_dir: Path, shard: Shard) -> None:
-    """Split the remaining budget evenly among the shards when the first shard starts.
+def split_budget(run_dir: Path, shard: Shard, source: str = "") -> None:
+    """Split the remaining budget of a source evenly among the shards when the first shard starts.
 
     The caller holds the locks of the run and of the shard. Raises UserError if processes sample the run in another
     number of shards now, because both would send the same requests.
@@ -118,31 +127,37 @@ def split_budget(run_dir: Path, shard: Shard) -> None:
         found = f"{others[0]}, and now {shard.number}-of-{shard.count}"
         hint = f"wait until they end, or use {others[0].rpartition('-')[2]} shards, too"
         raise UserError(what, code="E-run-shard-count", where=run_dir, found=found, hint=hint)
-    usage = {path.name: _ledger_usage(path) for path in ledger_paths(run_dir)}
-    shares = _read_shares(run_dir)
-    suffix = f"-of-{shard.count:04}.jsonl"
+    usage = {path.name: _ledger_usage(path) for path in ledger_paths(run_dir, source)}
+    shares = _read_shares(run_dir, source)
+    suffix = f"-of-{shard.count:04}{_suffix(source)}.jsonl"
     others_now = {name: spent for name, spent in usage.items() if not name.endswith(suffix)}
     others_then = {name: spent for name, spent in (shares or {}).get("before", {}).items() if not name.endswith(suffix)}
     if shares is not None and shares["shards"] == shard.count and others_now == others_then:
         return
-    atomic.write_json(run_dir / SHARES_FILE, {"shards": shard.count, "before": usage})
+    atomic.write_json(_shares_path(run_dir, source), {"shards": shard.count, "before": usage})
 
 
-def budget_usage(run_dir: Path, shard: Shard) -> tuple[dict[str, float], dict[str, float]]:
-    """The usage of the run before the budget was split, and the usage of this shard since then."""
+def budget_usage(run_dir: Path, shard: Shard, source: str = "") -> tuple[dict[str, float], dict[str, float]]:
+    """The usage of a source before the budget was split, and the usage of this shard since then."""
     if shard == UNSHARDED:
-        return {}, total_usage(run_dir)
-    shares = _read_shares(run_dir)
+        return {}, total_usage(run_dir, source)
+    shares = _read_shares(run_dir, source)
     before = shares["before"] if shares is not None and shares["shards"] == shard.count else {}
-    path = ledger_path(run_dir, shard)
+    path = ledger_path(run_dir, shard, source)
     own_before = before.get(path.name, {})
     return _sum_usage(before.values()), {
         name: value - own_before.get(name, 0) for name, value in _ledger_usage(path).items()
     }
 
 
-def _read_shares(run_dir: Path) -> dict[str, Any] | None:
-    return read.read_json(run_dir / SHARES_FILE) if (run_dir / SHARES_FILE).exists() else None
+def _shares_path(run_dir: Path, source: str) -> Path:
+    """The file with the usage before the budget was split among shards."""
+    return run_dir / f"spent{_suffix(source)}.json"
+
+
+def _read_shares(run_dir: Path, source: str) -> dict[str, Any] | None:
+    path = _shares_path(run_dir, source)
+    return read.read_json(path) if path.exists() else None
 
 
 def _ledger_usage(path: Path) -> dict[str, float]:

@@ -295,7 +295,8 @@ def has_server_chains(run_dir: Path) -> bool:
 
 
 def _is_server_identity(identity: Identity) -> bool:
-    return "openai" in (identity.recipe.get("teacher.kind"), identity.recipe.get("teacher.score.kind"))
+    kinds = [value for key, value in identity.recipe.items() if key.startswith("teacher") and key.endswith(".kind")]
+    return "openai" in kinds
 
 
 def _select_outputs(outputs: Outputs, unread: Collection[str]) -> Outputs:

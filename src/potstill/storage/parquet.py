@@ -165,6 +165,18 @@ def read_chain_sources(path: Path) -> dict[str, Semantics]:
     return sources
 
 
+def count_source_tokens(path: Path) -> dict[str, int]:
+    """Source -> the number of tokens of its chains, for the sources in a file of chains."""
+    import pyarrow.compute as pc
+
+    tokens = Counter[str]()
+    for group in _read_groups(path, ["source", "tokens"]):
+        lengths = pc.call_function("list_value_length", [group["tokens"]]).to_pylist()
+        for source, length in zip(group["source"].to_pylist(), lengths, strict=True):
+            tokens[source] += length
+    return dict(tokens)
+
+
 def has_stored_chains(folder: Path) -> bool:
     """Whether a folder of the stage `sample` has a table, or a segment that is not empty. No file is read."""
     return (folder / "chains.parquet").exists() or any(path.stat().st_size for path in segments.segment_paths(folder))

@@ -113,6 +113,10 @@ class ChainKeySet:
     def __len__(self) -> int:
         return self._count
 
+    def count_source(self, source: str) -> int:
+        """The number of chains of one source."""
+        return sum(bits.bit_count() for (_, name), bits in self._bits.items() if name == source)
+
 
 def segment_name(shard: Shard) -> str:
     return "segment-0000.jsonl" if shard == UNSHARDED else f"segment-{shard.number:04}-of-{shard.count:04}.jsonl"
@@ -145,10 +149,13 @@ def count_lines(paths: Iterable[Path]) -> int:
     return lines
 
 
-def count_by_question(paths: Iterable[Path]) -> dict[str, int]:
-    """Question id -> number of stored chains. Raises UserError for a line that is not a chain."""
+def count_by_question(paths: Iterable[Path], source: str = "") -> dict[str, int]:
+    """Question id -> number of stored chains. Raises UserError for a line that is not a chain.
+
+    source  count only the chains of this source; empty: all chains
+    """
     keys = {key for path in paths for key, _, _ in _iter_lines(path)}
-    return dict(Counter(question for question, _, _ in keys))
+    return dict(Counter(question for question, name, _ in keys if source in ("", name)))
 
 
 def merge_segments(folder: Path) -> Iterator[Chain]:

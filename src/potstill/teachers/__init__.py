@@ -19,16 +19,20 @@ from potstill.recipe import Recipe, parse_recipe, write_value
 from potstill.recipe.teacher import KINDS
 from potstill.records import Question
 from potstill.teachers.protocol import SamplingState, Scorer, Teacher, TextTeacher, UsageMeter
+from potstill.teachers.several import SeveralTeachers, key_of_source, name_source
 
 __all__ = [
     "Question",
     "SamplingState",
     "Scorer",
+    "SeveralTeachers",
     "Teacher",
     "TextTeacher",
     "UsageMeter",
     "from_recipe",
+    "key_of_source",
     "local",
+    "name_source",
     "openai",
 ]
 
@@ -36,7 +40,9 @@ VERSION: Final = 2  # version of the code that reads and truncates the chains of
 
 
 def from_recipe(recipe: Recipe) -> Teacher:
-    """The teacher of a recipe. No model is loaded until it samples. The recipe must have a section `teacher`."""
+    """The teacher of a recipe; for `teachers`, all of them as one. No model is loaded until it samples."""
+    if recipe.teachers is not None:
+        return SeveralTeachers(recipe, {name: from_recipe(source) for name, source in recipe.sources.items()})
     cls, score = _backend(recipe.teacher.kind), recipe.teacher.score
     if score is None:
         return cls(recipe)

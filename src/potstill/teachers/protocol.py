@@ -205,12 +205,14 @@ class Teacher(Protocol):
     generates            whether the chains are generated on request, from prompts
     right_by_definition  whether every chain has the right answer
     samples_per_request  maximum number of chains that are generated and stored together
+    is_one_of_several    whether the recipe has other teachers, too; then all of its chains have its name as their source
     """
 
     metered: ClassVar[bool] = False
     generates: ClassVar[bool] = False
-    right_by_definition: ClassVar[bool] = False
+    right_by_definition: bool = False
     samples_per_request: int = 1
+    is_one_of_several: bool = False
     recipe: Recipe
 
     def __init__(self, recipe: Recipe) -> None:

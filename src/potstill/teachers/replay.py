@@ -13,6 +13,7 @@ stream, so memory holds their keys, but never all chains.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
@@ -42,7 +43,12 @@ class StoredChains(TextTeacher):
     ) -> Iterator[list[Chain]]:
         path, is_empty = self.path, True
         for batch in build_chains(
-            read_rows(path), questions, where=str(path), known=other_questions, source=self.source
+            read_rows(path),
+            questions,
+            where=str(path),
+            known=other_questions,
+            source=self.source,
+            rename=self.is_one_of_several,
         ):
             is_empty = False
             yield batch
@@ -119,6 +125,7 @@ def build_chains(
     where: str,
     known: Iterable[Question] = (),
     source: str = "replay",
+    rename: bool = False,
 ) -> Iterator[list[Chain]]:
     """The chains of the rows, in order, in batches of BATCH_SIZE.
 
@@ -129,11 +136,12 @@ def build_chains(
     where      name of the file, for messages
     known      other questions of the sets, held out or not used by this run; their chains are skipped
     source     source of rows without one
+    rename     all rows get this source, and are numbered again for each question
 
     Raises UserError, with file and place, for an invalid row and for a key that occurs twice. After the first chain of
     an unknown question, no chain is yielded; a UserError with the number of such chains follows the last row.
     """
-    reader = _RowReader(questions, known, where, source)
+    reader = _RowReader(questions, known, where, source, rename)
     batch: list[Chain] = []
     for place, row in rows:
         chain = reader.read(place, row)
@@ -151,8 +159,10 @@ def build_chains(
 class _RowReader:
     """Reads rows one by one, and stores their keys and counts."""
 
-    def __init__(self, questions: Sequence[Question], known: Iterable[Question], where: str, source: str) -> None:
-        self.where, self.source = where, source
+    def __init__(
+        self, questions: Sequence[Question], known: Iterable[Question], where: str, source: str, rename: bool
+    ) -> None:
+        self.where, self.source, self.rename = where, source, rename
         self.wanted_ids = {question.id for question in questions}
         self.known_ids: set[str] = set()
         self.ids_by_text: dict[str, set[str]] = {}  # canonical text -> ids
@@ -161,6 +171,7 @@ class _RowReader:
             self.ids_by_text.setdefault(splits.canonical_question(question.text), set()).add(question.id)
         self.place_of: dict[ChainKey, str] = {}
         self.counts: dict[tuple[str, str], int] = {}  # (question, source) -> rows
+        self.renamed: dict[str, int] = {}  # question -> renamed rows
         self.unknown_count, self.first_unknown = 0, ""
 
     def read(self, place: str, row: Row) -> Chain | None:
@@ -182,6 +193,10 @@ class _RowReader:
             row.setdefault("index", self.counts.get(count_key, 0))
             self.counts[count_key] = self.counts.get(count_key, 0) + 1
             chain = _read_chain({**row, "question": question}, where)
+        if self.rename:
+            index = self.renamed.get(chain.question, 0)
+            self.renamed[chain.question] = index + 1
+            chain = replace(chain, source=self.source, index=index)
         if chain.key in self.place_of:
             what = f"question {chain.question!r}, source {chain.source!r}, index {chain.index} occurs twice"
             found = f"the same key in {self.place_of[chain.key]}"

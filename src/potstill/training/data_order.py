@@ -78,6 +78,10 @@ class DataOrder(Generic[F]):
                        chains: an epoch of a format uses every chain once; a question with n chains occurs in
                        ceil(n / m) groups, and the last group has the remainder. An answer-only format has one target
                        per question, so its epochs use every question once in both cases
+    sources            question -> the source of each of its chains, in their order; None: sources do not matter
+    source_quotas      with `sources`: number of draws from each source in every sum(source_quotas) draws of a question,
+                       spread evenly. A question without chains of a source is drawn from its other sources, in the same
+                       proportion. A group has no chain twice: it is smaller if a source has fewer chains than its draws
 
     Raises UserError if all quotas are 0, and for a format without a question.
     """
@@ -88,8 +92,11 @@ class DataOrder(Generic[F]):
     questions: Sequence[tuple[str, int]]
     chains_per_prompt: int = 1
     uniform_over: Literal["questions", "chains"] = "questions"
+    sources: Mapping[str, Sequence[str]] | None = None
+    source_quotas: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        assert self.sources is None or self.uniform_over == "questions", "source quotas are for uniform_over questions"
         assert self.groups_per_step > 0 and self.chains_per_prompt > 0, "a step has groups, and a group has chains"
         if any(quota < 0 for quota in self.quotas.values()) or not sum(self.quotas.values()):
             what = "the quotas of the formats must be whole numbers of at least 0, and one must be above 0"
@@ -207,16 +214,20 @@ def micro_batches_of_rank(micro_batches: Sequence[T], rank: int, world: int) -> 
 
 @lru_cache(maxsize=8)
 def _format_cycle(order: DataOrder[Any]) -> tuple[tuple[Any, int], ...]:
-    """The (format, number of its earlier slots) of each slot of the cycle, by smooth weighted round robin: a slot gets the
-    format that is furthest behind its share."""
-    total = sum(order.quotas.values())
-    formats = sorted((format for format, quota in order.quotas.items() if quota), key=lambda format: format.name)
-    credit, count = dict.fromkeys(formats, 0), Counter[Any]()
+    """The (format, number of its earlier slots) of each slot of the cycle."""
+    return _round_robin({format: order.quotas[format] for format in sorted(order.quotas, key=lambda each: each.name)})
+
+
+def _round_robin(quotas: Mapping[T, int]) -> tuple[tuple[T, int], ...]:
+    """The (item, number of its earlier slots) of each slot of a cycle of sum(quotas) slots, by smooth weighted round robin:
+    a slot gets the item that is furthest behind its share; the first one of several."""
+    items, total = [item for item, quota in quotas.items() if quota], sum(quotas.values())
+    credit, count = dict.fromkeys(items, 0), Counter[T]()
     cycle = []
     for _ in range(total):
-        for format in formats:
-            credit[format] += order.quotas[format]
-        chosen = max(formats, key=lambda format: credit[format])
+        for item in items:
+            credit[item] += quotas[item]
+        chosen = max(items, key=lambda item: credit[item])
         credit[chosen] -= total
         cycle.append((chosen, count[chosen]))
         count[chosen] += 1
@@ -252,6 +263,10 @@ def _prompt_group(order: DataOrder[F], format: F, epoch: int, prompt: tuple[str,
         return PromptGroup(question, format, (), epoch, epoch)
     key = f"{(order.seed, 'chains', format.name, question)}"
     m = order.chains_per_prompt
+    if order.sources is not None and order.source_quotas is not None:
+        uses = range(epoch * m, epoch * m + m)
+        chosen = _chains_by_source(key, order.sources[question], order.source_quotas, uses)
+        return PromptGroup(question, format, chosen, epoch, epoch)
     by_chains = order.uniform_over == "chains"  # if so, the chains that share a prompt change with every epoch
     prefix = f"{key}{epoch}/" if by_chains else key
     shuffled = sorted(range(chains), key=lambda chain: _hash(f"{prefix}{chain}"))
@@ -261,6 +276,31 @@ def _prompt_group(order: DataOrder[F], format: F, epoch: int, prompt: tuple[str,
     count = min(m, chains)
     chosen = tuple(shuffled[(epoch * count + i) % chains] for i in range(count))
     return PromptGroup(question, format, chosen, epoch, epoch)
+
+
+def _chains_by_source(
+    key: str, sources: Sequence[str], quotas: Mapping[str, int], uses: Sequence[int]
+) -> tuple[int, ...]:
+    """The different chains that are drawn at the uses of a question, which are counted from 0.
+
+    The sources follow a cycle of their quotas that begins somewhere else for every question, so that they have their
+    shares in every epoch, too. The chains of a source follow a hashed order.
+    """
+    by_source = {
+        source: sorted(
+            (chain for chain, other in enumerate(sources) if other == source), key=lambda chain: _hash(f"{key}{chain}")
+        )
+        for source in sorted(set(sources))
+    }
+    cycle = _round_robin({source: quotas[source] for source in by_source})
+    start = _hash(f"{key}start") % len(cycle)
+    chosen = []
+    for use in uses:
+        cycles, slot = divmod(start + use, len(cycle))
+        source, before = cycle[slot]
+        own = by_source[source]
+        chosen.append(own[(cycles * quotas[source] + before) % len(own)])
+    return tuple(dict.fromkeys(chosen))
 
 
 def _hash(text: str) -> int:

@@ -97,9 +97,11 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
     questions = {q.id: q for q in run_questions.read_questions(run_dir, recipe.questions.train, "train")}
     targets = TargetStore(targets_folder(run_dir, recipe), target_origin(run_dir, recipe, student.tokenizer))
     targets_of: dict[str, list[int]] = {name: [] for name in questions}
-    for index in range(len(targets)):
-        targets_of[targets.keys[index][0]].append(index)
-    order = build_data_order(recipe, [(name, len(indices)) for name, indices in targets_of.items()])
+    for index, (question, source, _) in enumerate(targets.keys):
+        if section.sources is None or section.sources[source]:
+            targets_of[question].append(index)
+    sources = {name: [targets.keys[index][1] for index in indices] for name, indices in targets_of.items()}
+    order = build_data_order(recipe, [(name, len(indices)) for name, indices in targets_of.items()], sources)
     read_replay, replay_counts = _read_replay_rows(run_dir, recipe, student)
     loss_weights: Mapping[str, float] | None = {**section.loss_weights} if section.loss_weights else None
     pool, instructions = _demonstration_pool(recipe, questions), labels.instructions(recipe)
@@ -141,7 +143,7 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
         micro_batches=lambda step: build_micro_batches(rows_by_group(step), section.batch_tokens, student.padded),
         counts={
             "questions": sum(bool(indices) for indices in targets_of.values()),
-            "chains": len(targets),
+            "chains": sum(map(len, targets_of.values())),
             **replay_counts,
         },
     )
@@ -176,11 +178,12 @@ def target_origin(run_dir: Path, recipe: Recipe, tokenizer: Tokenizer) -> Target
 
 
 def build_data_order(
-    recipe: Recipe, questions: Sequence[tuple[str, int]]
+    recipe: Recipe, questions: Sequence[tuple[str, int]], sources: Mapping[str, Sequence[str]] | None = None
 ) -> data_order.DataOrder[prompts.PromptFormat]:
     """The data order of a run's training.
 
     questions  (id, number of chains)
+    sources    question id -> the source of each of its chains, for `train.sources`
 
     Raises UserError if a format has a loss weight, but some step would have no row of this format.
     """
@@ -192,6 +195,8 @@ def build_data_order(
         questions=questions,
         chains_per_prompt=section.chains_per_prompt,
         uniform_over=section.uniform_over,
+        sources=sources if section.sources else None,
+        source_quotas={**section.sources} if section.sources else None,
     )
     for format, count in data_order.min_groups_per_step(order).items() if section.loss_weights is not None else ():
         if count == 0:
