@@ -78,9 +78,10 @@ def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: 
     assert from_json(Choice, to_json(other)) == other and to_json(other)["step"] == "4-0.5"
     recipe = tiny.recipe(world, MIX)
     shutil.rmtree(run_dir / "test")
-    assert open_stage("test").make(run_dir, recipe)[1] == {"steps": [0, "4-0.5"]}
+    counts = open_stage("test").make(run_dir, recipe)[1]
+    assert counts == {"steps": [0, "4-0.5"]}
     for stage in ("select", "test"):
-        manifest.finish_stage(run_dir / stage, manifest.Identity(stage, {}, {}, {}), [], {})
+        manifest.finish_stage(run_dir / stage, manifest.Identity(stage, {}, {}, {}), [], counts)
     assert open_stage("report").make(run_dir, recipe)[1]["step"] == "4-0.5"
     saved = load_file(run_dir / "student" / "model.safetensors")
     wanted = checkpoint.open_checkpoint(run_dir, recipe, best).weights()

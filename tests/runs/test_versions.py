@@ -36,7 +36,7 @@ READ_BY = {
     "evaluation.checkpoint": {*EXAM, "select", "report"},
     "evaluation.decoding": EXAM,
     "evaluation.intervals": {*EXAM, "select", "report"},
-    "evaluation.selection": {"select", "train", "test"},  # test: with other choices
+    "evaluation.selection": {"select", "train", "test", "report"},  # test: with other choices
     "evaluation.self_consistency": EXAM,
     "grading": {*EXAM, "filter", "report"},
     "inference": {*EXAM, "sample"},

@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from potstill.records import END, Chain, Checkpoint, Choice, Prediction, Question, Score, TargetKind, Verdict
+from potstill.records import (
+    END,
+    Chain,
+    Checkpoint,
+    Choice,
+    Prediction,
+    Question,
+    RetentionBound,
+    Score,
+    TargetKind,
+    Verdict,
+)
 from potstill.report.model import (
     AlignmentSummary,
     Calibration,
@@ -17,6 +28,7 @@ from potstill.report.model import (
     KindCoverage,
     ReportData,
     ReportExample,
+    RuleChoice,
     SetGroup,
     SourceSummary,
     TaskScore,
@@ -83,9 +95,8 @@ def score(
     return Score(Checkpoint(step), name, split, format, "greedy", n, right, left // 5, left // 9, p, *bounds, macro)  # type: ignore[arg-type]
 
 
-def comparison(name: str, format: str = "zero-shot-rationale") -> Comparison:
-    base = score(name, 0, SHARES[name][0], TEST_SIZE[name], "test", format)
-    chosen = score(name, 400, SHARES[name][4], TEST_SIZE[name], "test", format)
+def comparison(name: str, format: str = "zero-shot-rationale", at: tuple[int, int] = (0, 4)) -> Comparison:
+    base, chosen = (score(name, STEPS[i], SHARES[name][i], TEST_SIZE[name], "test", format) for i in at)
     value = chosen.accuracy - base.accuracy
     half = 1.96 * math.sqrt(0.3 / TEST_SIZE[name])
     won, lost = (chosen.right - base.right + 9, 9) if value > 0 else (7, base.right - chosen.right + 7)
@@ -153,7 +164,23 @@ def example() -> ReportData:
                 (Checkpoint(step), sum(SHARES[name][at] for name in ("multiarith", "asdiv", "svamp")) / 3)
                 for at, step in enumerate(STEPS)
             ),
-            (Checkpoint(300), Checkpoint(400), Checkpoint(500)),
+            (Checkpoint(300), Checkpoint(400)),
+            equal=(Checkpoint(400),),
+            optimism=0.012,
+            bounds=(
+                RetentionBound(
+                    *("generic", 22.0),
+                    tuple((Checkpoint(s), 100 * (0.35 - lost)) for s, lost in zip(STEPS, SHARES["bbh"], strict=True)),
+                ),
+            ),
+        ),
+        rules=(
+            RuleChoice("mean-out-of-distribution", Checkpoint(400), 0.4467, tuple(map(comparison, GROUPS))),
+            RuleChoice(
+                *("without-retain", Checkpoint(500), 0.4367),
+                *(tuple(comparison(name, at=at) for name in GROUPS) for at in ((0, 5), (5, 4))),
+            ),
+            RuleChoice("in-distribution", Checkpoint(600), 0.36),
         ),
         comparisons=(
             *(comparison(name) for name in GROUPS),
@@ -252,6 +279,11 @@ def example() -> ReportData:
     )
 
 
+def _renamed(row: Comparison, names: dict[str, str]) -> Comparison:
+    base, chosen = (replace(each, set=names.get(each.set, each.set)) for each in (row.base, row.chosen))
+    return replace(row, base=base, chosen=chosen)
+
+
 def hostile(text: str) -> ReportData:
     """The example, with the text wherever a report has one that came from data, a model or a user."""
     full = example()
@@ -272,7 +304,13 @@ def hostile(text: str) -> ReportData:
         teacher=text,
         groups=groups,
         recipe=text,
-        choice=replace(full.choice, rule=text),
+        choice=replace(
+            full.choice, rule=text, weights=((text, 1.0),), bounds=(replace(full.choice.bounds[0], name=text),)
+        ),
+        rules=tuple(
+            replace(rule, name=text, tested=(), price=tuple(_renamed(row, renamed) for row in rule.price))
+            for rule in full.rules
+        ),
         comparisons=tuple(
             replace(
                 each,

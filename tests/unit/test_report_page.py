@@ -146,7 +146,7 @@ def test_what_must_be_said_is_said(reader: Reader) -> None:
     for expected in (
         "Intervals are over the questions of each set, for one seed (7); they do not include the variation between seeds.",
         "These numbers are made up to try the page.",
-        "Rule: mean accuracy over the out-of-distribution validation sets , on validation, in format",
+        "Rule: mean accuracy over the out-of-distribution validation sets, at most 22 points of generic lost , on validation",
         "The log-probabilities are those of the distribution after temperature.",
         "right, dropped: duplicate",
         "chosen, tied",
@@ -275,11 +275,47 @@ def test_without_generic_sets_the_tradeoff_is_left_out() -> None:
         validation=tuple(each for each in full.validation if each.set in keep),
         comparisons=tuple(each for each in full.comparisons if each.chosen.set in keep),
         controls=(),
+        rules=(),
         outcomes={name: counts for name, counts in full.outcomes.items() if name in keep},
     )
     _, reader = built(data)
     assert "Omitted: this figure needs validation scores of a generic set and a specialized set" in reader.text
     assert "generic" not in summary_sentence(data)
+
+
+def test_the_page_says_what_the_choice_cost() -> None:
+    page = render_report(example(), {})
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    for said in (
+        "at most 22 points of generic lost",
+        "step 400 loses 22.0. 2 of 7 steps lose more, and were excluded.",
+        "the best of 5 steps is partly the best by luck",
+        "to be lower by about 1.2 points (43.5 %)",
+        "Test price: against step 500, the choice without the bounds, step 400 has",
+        "What each rule would choose",
+        "in-distribution 600 36.0 % 36.0 % not tested",
+    ):
+        assert said in re.sub(r" +([.,)])", r"\1", text), said
+
+
+def test_what_the_price_is_not_known_for_is_said() -> None:
+    full = example()
+    assert full.choice is not None
+    untested = replace(full, rules=tuple(replace(rule, tested=(), price=()) for rule in full.rules))
+    said = sentences.selection_sentences(untested)
+    assert any("its price on test is not known" in sentence and "step 500" in sentence for sentence in said)
+    same = replace(full, rules=(full.rules[0], replace(full.rules[1], checkpoint=Checkpoint(400), price=())))
+    assert "Without the bounds, the choice would be the same." in sentences.selection_sentences(same)
+    equal = replace(full, choice=replace(full.choice, equal=(Checkpoint(400), Checkpoint(600)), optimism=None))
+    said = sentences.selection_sentences(equal)
+    assert "Steps 400 and 600 have exactly the same value, the best one. The first of them was chosen." in said
+    assert any("not estimated" in sentence for sentence in said)
+
+
+def test_a_test_score_among_the_validation_scores_is_our_fault() -> None:
+    full = example()
+    with pytest.raises(AssertionError, match="a test score"):
+        replace(full, validation=(*full.validation, replace(full.validation[0], split="test")))
 
 
 def test_a_set_without_a_group_is_our_fault() -> None:
@@ -295,7 +331,7 @@ def test_tables_hold_the_numbers() -> None:
     made = csv_tables.build_tables(example())
     assert list(made) == [
         "summary", "before-after", "tradeoff", "validation", "loss", "loss-kinds", "tasks", "calibration",
-        "selection", "teacher", "chain", "alignment", "cost", "outcomes", "samples",
+        "pareto", "selection", "retain", "rules", "teacher", "chain", "alignment", "cost", "outcomes", "samples",
     ]  # fmt: skip
     rows = read(made["before-after"])
     assert len(rows) == 2 * len(example().comparisons) + 2 * len(GROUPS)
@@ -304,6 +340,14 @@ def test_tables_hold_the_numbers() -> None:
     assert (int(bbh["n"]), int(bbh["right"])) == (2311, 300)
     chosen = [row for row in read(made["selection"]) if row["chosen"]]
     assert [(row["step"], row["tied"]) for row in chosen] == [("400", "tied")]
+    assert [row["step"] for row in read(made["retain"]) if row["excluded"]] == ["500", "600"]
+    priced = [row for row in read(made["rules"]) if row["price"]]
+    assert {(row["rule"], row["split"]) for row in priced} == {("without-retain", "test")}
+    generic = next(row for row in priced if row["group"] == "generic")
+    found = [float(generic[name]) for name in ("price", "mean_accuracy")]
+    assert found == pytest.approx([0.03, 0.1], abs=1e-3)
+    front = [row["step"] for row in read(made["pareto"]) if row["front"] and row["group"] == "out-of-distribution"]
+    assert front == ["0", "100", "200", "300", "400"], "500 and 600 are worse on both"
     assert len(read(made["loss"])) == 600 and len(read(made["validation"])) == len(example().validation)
     verdicts = {row["of"]: int(row["number"]) for row in read(made["teacher"]) if row["what"] == "verdict"}
     assert verdicts == {"right": 18572, "wrong": 9100, "no answer": 420, "truncated": 1000}

@@ -34,6 +34,7 @@ RECIPE: Final = {
     "teacher": {"kind": "human"},
     "student": {"model": str(TOY_STUDENT)},
     "train": {"steps": 4, "prompts_per_step": 4, "checkpoint_every": 2, "replay": {"share": 0.1, "sets": ["generic"]}},
+    "select": {"retain": {"generic": 100.0}},
     "evaluate": {"max_tokens": 24, "test_decodings": ["vote-2"]},
     "on_policy": {"sets": ["generic"], "steps": 1, "checkpoint_every": 1, "max_tokens": 8},
 }

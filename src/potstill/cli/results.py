@@ -14,7 +14,7 @@ from potstill.cli.tables import numbers_table, plain_text, print_warnings
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import label_tables
 from potstill.records import BASE
-from potstill.report import collect, label_views, summary
+from potstill.report import collect, label_views, sentences, summary
 from potstill.report.model import SET_GROUPS
 from potstill.report.summary import ScoreCell, SummaryRow, format_bits, format_points, percent_number
 from potstill.run_reader import open_run
@@ -53,7 +53,8 @@ def print_summary(run_dir: Path) -> None:
     for counted, _ in label_views.main_tables(data):
         console.print(plain_text(label_views.baseline_sentence(counted)), soft_wrap=True)
     assert data.choice is not None, "the report comes after select"
-    console.print(f"chosen: step {data.choice.checkpoint.label} ({data.choice.rule})", style="dim")
+    rule = sentences.describe_rule(data.choice)
+    console.print(plain_text(f"chosen: step {data.choice.checkpoint.label} ({rule})", "dim"), soft_wrap=True)
     note = "intervals are over the questions of one seed; they do not include the variation between seeds"
     console.print(note, style="dim", soft_wrap=True)
     print_warnings(cut_thoughts.read_warnings(run_dir))

@@ -26,7 +26,7 @@ from potstill.evaluation.query_settings import QuerySettings
 from potstill.report import label_views, summary
 from potstill.report.licences import BaseModel, SetSource
 from potstill.report.model import ONE_SEED_NOTE, ReportData, licence_note
-from potstill.report.sentences import controls_sentence, summary_sentence
+from potstill.report.sentences import controls_sentence, describe_rule, summary_sentence
 
 VERSION: Final = 1  # of the card and the other files about queries; stored in the manifest of the stage `report`
 PIPELINE_TAGS: Final = {"t5": "text2text-generation", "causal": "text-generation"}
@@ -72,8 +72,8 @@ def render_card(data: ReportData, facts: CardFacts) -> str:
     parts = [f"# {data.name}", summary_sentence(data)]
     if data.choice:
         parts.append(
-            f"Step {summary.checkpoint_label(data.choice.checkpoint)} of a training run, chosen by {data.choice.rule} on"
-            f" validation questions. Student: {data.student}. Teacher: {data.teacher}."
+            f"Step {summary.checkpoint_label(data.choice.checkpoint)} of a training run, chosen by"
+            f" {describe_rule(data.choice)} on validation questions. Student: {data.student}. Teacher: {data.teacher}."
         )
     parts += [note for note in data.notes if note not in in_table]
     parts += _query_section(facts)

@@ -48,6 +48,7 @@ from potstill.report.model import (
     TrainingSpeed,
     licence_note,
 )
+from potstill.report.rule_choices import collect_rule_choices
 from potstill.report.run_files import RunFiles, VerdictCounts, compare_answers, describe_training, read_control
 from potstill.report.summary import outcome_of, percent_number
 from potstill.storage import ledger, parquet
@@ -72,6 +73,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         recipe=recipe_to_yaml(recipe),
         choice=files.choice,
         comparisons=comparisons,
+        rules=tuple(collect_rule_choices(files)),
         controls=tuple(_collect_controls(files)),
         validation=files.validation_scores,
         texts=tuple(_compare_texts(files)),

@@ -20,7 +20,14 @@ from potstill.errors import escape_hidden
 from potstill.records import END, Score
 from potstill.report import label_views
 from potstill.report.model import Comparison, Interval, ReportData, StageTime
-from potstill.report.summary import readable_token, scores_by_checkpoint, summary_rows
+from potstill.report.summary import (
+    changes_by_group,
+    checkpoint_marks,
+    readable_token,
+    scores_by_checkpoint,
+    summary_rows,
+    tradeoff_points,
+)
 
 CellValue = str | int | float | None
 Rows = Iterator[tuple[CellValue, ...]]
@@ -80,7 +87,19 @@ def build_tables(data: ReportData) -> dict[str, str]:
             "who of agree_above agree_up_to questions confidence right calibration_error bits_per_byte entropy",
             _calibration_rows,
         ),
-        "selection": ("step value chosen tied", _selection_rows),
+        "pareto": (
+            "step group specialized_accuracy generic_accuracy front",
+            lambda data: [
+                (row.checkpoint.json_value, row.group, row.specialized, row.generic, "front" if row.is_optimal else "")
+                for row in tradeoff_points(scores_by_checkpoint(data))
+            ],
+        ),
+        "selection": ("step value chosen tied equal optimism excluded", _selection_rows),
+        "retain": ("step bound points_allowed points_lost excluded", _retention_rows),
+        "rules": (
+            "rule step value split group mean_accuracy low high price price_low price_high",
+            _rule_rows,
+        ),
         "teacher": ("source what of number", _teacher_rows),
         "chain": ("token candidate probability drawn", _chain_rows),
         "alignment": ("part kind positions mass_kept", _alignment_rows),
@@ -177,8 +196,30 @@ def _validation_rows(data: ReportData) -> Rows:
 def _selection_rows(data: ReportData) -> Rows:
     if choice := data.choice:
         for checkpoint, value in choice.table:
-            chosen = "chosen" if checkpoint == choice.checkpoint else ""
-            yield checkpoint.json_value, value, chosen, "tied" if checkpoint in choice.tied else ""
+            marks = checkpoint_marks(choice, checkpoint)
+            found = [name if name in marks else "" for name in ("chosen", "tied", "equal", "excluded")]
+            optimism = choice.optimism if checkpoint == choice.checkpoint else None
+            yield checkpoint.json_value, value, *found[:3], optimism, found[3]
+
+
+def _retention_rows(data: ReportData) -> Rows:
+    for bound in data.choice.bounds if data.choice else ():
+        for checkpoint, lost in bound.lost:
+            excluded = "" if bound.keeps(checkpoint) else "excluded"
+            yield checkpoint.json_value, bound.name, bound.points, lost, excluded
+
+
+def _rule_rows(data: ReportData) -> Rows:
+    """One row for each rule, split and group; on test, only for choices that were tested."""
+    validation = {row.checkpoint: row for row in scores_by_checkpoint(data)}
+    for rule in data.rules:
+        keys = (rule.name, rule.checkpoint.json_value, rule.value)
+        for group, mean in validation[rule.checkpoint].groups.items() if rule.checkpoint in validation else ():
+            yield (*keys, "validation", group, *_bounds(mean), *(None,) * 3)
+        prices = changes_by_group(rule.price, data.groups)
+        for group, change in changes_by_group(rule.tested, data.groups).items():
+            price = _bounds(prices[group].difference) if group in prices else (None,) * 3
+            yield (*keys, "test", group, *_bounds(change.chosen), *price)
 
 
 def _teacher_rows(data: ReportData) -> Rows:

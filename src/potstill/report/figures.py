@@ -50,11 +50,10 @@ from potstill.report.canvas import (
     step_axis,
 )
 from potstill.report.model import SET_GROUPS, Comparison, ControlRun, ReportData, SetGroup
-from potstill.report.summary import CheckpointScores, readable_token
+from potstill.report.summary import SPECIALIZED_GROUPS, CheckpointScores, readable_token
 
 WIDE, NARROW = 960, 380
 GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # markers of the controls, in text and in matplotlib
-SPECIALIZED_GROUPS: Final[tuple[SetGroup, ...]] = ("in-distribution", "out-of-distribution")
 MAX_TOKENS: Final = {"probabilities": 240, "candidates": 120}  # by figure; a longer chain is cut
 LIKELY_PROBABILITY: Final = 0.8  # the bar of a less likely token is in colour
 KIND_COLOURS: Final[Mapping[TargetKind, str]] = {
@@ -157,7 +156,8 @@ def draw_before_after(
 
 @rc_context(MATPLOTLIB_STYLE)
 def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *, width: int = WIDE) -> str:
-    """Specialized accuracy against generic accuracy, with one point per checkpoint and one panel per specialized group."""
+    """Specialized accuracy against generic accuracy, with one point per checkpoint and one panel per specialized group. A
+    dashed line joins the Pareto front; checkpoints that are not on it are pale."""
     groups: list[SetGroup] = [group for group in SPECIALIZED_GROUPS if any(group in row.groups for row in rows)]
     narrow = width < 600
     columns, panel = (1, 300) if narrow else (len(groups), 330)
@@ -178,13 +178,20 @@ def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *
         axes.set_title(f"{group} accuracy", loc="left", size=SIZE, weight="bold", color=colour, pad=12)
         axes.set_xlabel("generic accuracy", color=SOFT, labelpad=8)
         axes.plot([x for x, _ in path], [y for _, y in path], color=colour, alpha=0.45, clip_on=False)
+        front = [point for point in summary.tradeoff_points(scored) if point.group == group and point.is_optimal]
+        front.sort(key=lambda point: point.generic)
+        optimal, line = {point.checkpoint for point in front}, [(point.generic, point.specialized) for point in front]
+        axes.plot(
+            [x for x, _ in line], [y for _, y in line], color=SOFT, linewidth=1.2, linestyle=DASHED, clip_on=False
+        )
         for checkpoint, x, y in dots:
             axes.hlines(y.value, x.low, x.high, color=colour, linewidth=1.2, alpha=0.3, clip_on=False)
             axes.vlines(x.value, y.low, y.high, color=colour, linewidth=1.2, alpha=0.3, clip_on=False)
             face, size = (colour, 10) if checkpoint == chosen else (PAPER, 7 if checkpoint.is_plain else 5)
+            strength = 1.0 if checkpoint in optimal or checkpoint == chosen else 0.4
             axes.plot(
                 *(x.value, y.value, GROUP_MARKERS[group]),
-                **{"color": colour, "markerfacecolor": face, "markersize": size, "clip_on": False},
+                **{"color": colour, "markerfacecolor": face, "markersize": size, "alpha": strength, "clip_on": False},
             )
         label_points(axes, dots, chosen)
     description = "Validation: specialized accuracy against generic accuracy, one point per checkpoint."

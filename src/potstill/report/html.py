@@ -43,7 +43,7 @@ from potstill.report.model import (
 from potstill.report.model_comparison import ModelComparison
 from potstill.report.score_tables import HEADER, build_score_tables, table_notes
 
-VERSION: Final = 7  # of the content of the page and its tables; stored in the manifest of the stage `report`
+VERSION: Final = 8  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("labels", "Labels"),
@@ -94,6 +94,9 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "students": (students := summary.summary_rows(data)),
         "truncated": any(cell.truncated for row in students for cell in row.sets.values()),
         "main": summary.main_comparisons(data),
+        "rule": sentences.describe_rule(data.choice) if data.choice else "",
+        "selection_sentences": sentences.selection_sentences(data),
+        "rules": [(row, summary.changes_by_group(row.tested, data.groups)) for row in data.rules],
         "formats": _score_tables(data),
         "task_tables": _task_tables(data),
         "pass_curves": _pass_curve_tables(data),
@@ -178,6 +181,8 @@ def _jinja_environment() -> Environment:
         duration=summary.format_duration,
         label=summary.checkpoint_label,
         bits=summary.format_bits,
+        lost=sentences.format_lost,
+        marks=summary.checkpoint_marks,
         judgement=summary.judge_change,
         run_recipe=question_views.recipe_path,
     )

@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from potstill.records import (
     Chain,
+    Checkpoint,
     Choice,
     Grade,
     LabelTable,
@@ -35,6 +36,8 @@ ONE_SEED_NOTE: Final = (
 FIXED_WEIGHTS_NOTE: Final = (
     "Intervals and p are over questions, for these weights. Another seed would give other weights."
 )
+
+WITHOUT_BOUNDS: Final = "without-retain"  # the name of the run's rule without its bounds, as in `select.also`
 
 SetGroup = Literal["in-distribution", "out-of-distribution", "generic"]
 SET_GROUPS: Final[tuple[SetGroup, ...]] = ("in-distribution", "out-of-distribution", "generic")
@@ -94,6 +97,24 @@ class TextComparison:
     base: TextScore
     chosen: TextScore
     difference: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class RuleChoice:
+    """What a rule of selection chooses among the checkpoints of a run, and its result on test if it was tested.
+
+    name    the rule; `without-retain` is the rule of the run without its bounds
+    value   the value of the checkpoint by the rule, on validation
+    tested  the base and this checkpoint on test, one for each set in the main format; empty if it was not tested
+    price   this checkpoint (`base`) and the run's choice (`chosen`) on test: what the run's choice gains or loses. Empty if
+            this checkpoint was not tested, or is the run's choice
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    value: float
+    tested: tuple[Comparison, ...] = ()
+    price: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +312,7 @@ class ReportData:
     groups        the group of every set
     choice        the selected checkpoint; None if no checkpoint was selected
     comparisons   comparisons on the test split, one for each set, format and decoding; empty without test scores
+    rules         what each rule of selection chooses, the rule of the run first; empty without a choice
     controls      other runs from the same base on the same test questions
     texts         bits per byte on `evaluate.texts`; empty without this key
     labels        confusion matrices on test of the base and of the chosen checkpoint; empty without sets with labels
@@ -318,6 +340,7 @@ class ReportData:
     training: str = ""
     choice: Choice | None = None
     comparisons: tuple[Comparison, ...] = ()
+    rules: tuple[RuleChoice, ...] = ()
     controls: tuple[ControlRun, ...] = ()
     texts: tuple[TextComparison, ...] = ()
     labels: tuple[LabelTable, ...] = ()
@@ -340,5 +363,8 @@ class ReportData:
 
     def __post_init__(self) -> None:
         comparisons = [*self.comparisons, *(row for control in self.controls for row in control.comparisons)]
+        comparisons += [row for rule in self.rules for row in (*rule.tested, *rule.price)]
         sets = {score.set for score in self.validation} | {row.chosen.set for row in comparisons} | set(self.outcomes)
         assert sets <= set(self.groups), f"sets without a group: {sorted(sets - set(self.groups))}"
+        # What is compared between checkpoints, and selects among them, never comes from test.
+        assert all(score.split == "validation" for score in self.validation), "a test score among the validation scores"

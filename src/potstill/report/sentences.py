@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from potstill.records import BASE
+from potstill.records import BASE, Choice
 from potstill.report import summary
-from potstill.report.model import ReportData, SetGroup
+from potstill.report.model import WITHOUT_BOUNDS, ReportData, RuleChoice, SetGroup
 from potstill.report.model_comparison import ModelComparison
 from potstill.report.summary import GroupChange, Judgement
 
@@ -98,6 +98,91 @@ def controls_sentence(data: ReportData) -> str:
         ]
         parts.append(f"{summary.format_count(steps[row.name])} steps on {row.training} reached {_join_words(reached)}")
     return f"For comparison, from the same base, each with one seed: {'; '.join(parts)}." if parts else ""
+
+
+def describe_rule(choice: Choice) -> str:
+    """The rule of a choice, with its weights and its bounds.
+
+    >>> from potstill.records import RetentionBound
+    >>> bound = RetentionBound("generic", 5.0, ())
+    >>> describe_rule(Choice(BASE, "weighted", "f", "greedy", (), weights=(("svamp", 2.0), ("gsm8k", 1.0)), bounds=(bound,)))
+    'weighted (svamp 2, gsm8k 1), at most 5 points of generic lost'
+    """
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in choice.weights)
+    bounds = " and ".join(f"{bound.points:g} points of {bound.name}" for bound in choice.bounds)
+    return choice.rule + (f" ({weights})" if weights else "") + (f", at most {bounds} lost" if bounds else "")
+
+
+def selection_sentences(data: ReportData) -> list[str]:
+    """What the value of the chosen checkpoint says, and what the choice cost: bounds, equal checkpoints, optimism, and the
+    test results of other choices."""
+    choice = data.choice
+    if choice is None:
+        return []
+    sentences = [*_describe_bounds(choice)]
+    if len(choice.equal) > 1:
+        *steps, last = [summary.checkpoint_label(checkpoint) for checkpoint in choice.equal]
+        sentences.append(
+            f"Steps {', '.join(steps)} and {last} have exactly the same value, the best one. The first of them was chosen."
+        )
+    sentences.append(_describe_optimism(choice))
+    sentences += [sentence for rule in data.rules[1:] if (sentence := _describe_price(data, choice, rule))]
+    return sentences
+
+
+def _describe_bounds(choice: Choice) -> list[str]:
+    excluded = sum(not all(bound.keeps(step) for bound in choice.bounds) for step, _ in choice.table)
+    sentences = [
+        f"Bound: a step may lose at most {bound.points:g} points of validation accuracy"
+        f" {'on generic tasks' if bound.name == 'generic' else f'on {bound.name}'} against the base; step"
+        f" {summary.checkpoint_label(choice.checkpoint)} loses {format_lost(dict(bound.lost)[choice.checkpoint])}."
+        for bound in choice.bounds
+    ]
+    if sentences:
+        sentences.append(f"{excluded} of {len(choice.table)} steps lose more, and were excluded.")
+    return sentences
+
+
+def format_lost(points: float) -> str:
+    """
+    >>> format_lost(12.34), format_lost(-0.5), format_lost(-0.0)
+    ('12.3', '−0.5', '0.0')
+    """
+    text = f"{points:.1f}".replace("-", "\N{MINUS SIGN}")
+    return text[1:] if text[1:] == "0.0" else text
+
+
+def _describe_optimism(choice: Choice) -> str:
+    n = sum(all(bound.keeps(step) for bound in choice.bounds) for step, _ in choice.table)
+    if n == 1:
+        return "There was one step to choose, so its value is not the best of several."
+    if choice.optimism is None:
+        return f"Optimism: not estimated. The best of {n} steps is partly the best by luck."
+    lower = f"{100 * choice.optimism:.1f}"
+    value = dict(choice.table)[choice.checkpoint]
+    expected = (
+        f"to be lower by about {lower} points ({summary.format_percent(max(0.0, value - choice.optimism))})"
+        if choice.optimism >= 0.0005
+        else "not to be lower"
+    )
+    return f"Optimism: the best of {n} steps is partly the best by luck. On new questions, its value is expected {expected}."
+
+
+def _describe_price(data: ReportData, choice: Choice, rule: RuleChoice) -> str:
+    """The difference on test between the run's choice and another choice; empty for other rules that were not tested."""
+    step, own = summary.checkpoint_label(rule.checkpoint), summary.checkpoint_label(choice.checkpoint)
+    without = rule.name == WITHOUT_BOUNDS
+    if rule.checkpoint == choice.checkpoint:
+        return "Without the bounds, the choice would be the same." if without else ""
+    if not rule.price:
+        reason = "its price on test is not known, because that step was not tested (select.also: [without-retain])"
+        return f"Without the bounds, step {step} would be chosen; {reason}." if without else ""
+    who = "the choice without the bounds" if without else f"the choice of {rule.name}"
+    parts = [
+        f"{summary.format_change(change.difference)} points {_group_phrase(change.group)}"
+        for change in summary.changes_by_group(rule.price, data.groups).values()
+    ]
+    return f"Test price: against step {step}, {who}, step {own} has {_join_words(parts)}."
 
 
 def describe_judgements(comparison: ModelComparison) -> list[tuple[str, str]]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
-from potstill.records import BASE, Checkpoint, End, Prediction, Score
+from potstill.evaluation.selection import pareto_front
+from potstill.records import BASE, Checkpoint, Choice, End, Prediction, Score
 from potstill.report.model import SET_GROUPS, Comparison, Interval, Outcome, ReportData, SetGroup
 
 Judgement = Literal["gained", "lost", "unclear"]
+SPECIALIZED_GROUPS: Final[tuple[SetGroup, ...]] = ("in-distribution", "out-of-distribution")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,53 @@ def scores_by_checkpoint(data: ReportData) -> tuple[CheckpointScores, ...]:
                 groups[group] = mean_interval(intervals)
         rows.append(CheckpointScores(checkpoint, groups, sets))
     return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class TradeoffPoint:
+    """A checkpoint in the plane of generic and specialized accuracy on validation.
+
+    group       the specialized group: in-distribution or out-of-distribution
+    is_optimal  whether it is on the Pareto front: no other checkpoint is at least as good in both, and better in one
+    """
+
+    checkpoint: Checkpoint
+    group: SetGroup
+    specialized: float
+    generic: float
+    is_optimal: bool
+
+
+def tradeoff_points(rows: Sequence[CheckpointScores]) -> tuple[TradeoffPoint, ...]:
+    """The checkpoints that have a specialized and a generic accuracy, by specialized group: the base, checkpoints,
+    interpolations, and the result of on-policy distillation."""
+    points = list[TradeoffPoint]()
+    for group in SPECIALIZED_GROUPS:
+        plane = {
+            row.checkpoint: (row.groups["generic"].value, row.groups[group].value)
+            for row in rows
+            if {"generic", group} <= set(row.groups)
+        }
+        front = set(pareto_front(plane))
+        points += [TradeoffPoint(key, group, y, x, key in front) for key, (x, y) in plane.items()]
+    return tuple(points)
+
+
+def checkpoint_marks(choice: Choice, checkpoint: Checkpoint) -> list[str]:
+    """The marks of a checkpoint in the table of the selection.
+
+    chosen    it was chosen
+    equal     its value is exactly the best value, which another checkpoint has, too
+    tied      it cannot be distinguished from the best
+    excluded  it loses more than a bound allows
+    """
+    marks = {
+        "chosen": checkpoint == choice.checkpoint,
+        "equal": len(choice.equal) > 1 and checkpoint in choice.equal,
+        "tied": checkpoint in choice.tied,
+        "excluded": not all(bound.keeps(checkpoint) for bound in choice.bounds),
+    }
+    return [name for name, holds in marks.items() if holds]
 
 
 def outcome_of(before: Prediction | None, after: Prediction | None) -> Outcome | None:

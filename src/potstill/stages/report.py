@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from potstill import grading, storage
 from potstill.data import run_questions, splits
-from potstill.evaluation import checkpoint, choice, intervals, query_settings
+from potstill.evaluation import checkpoint, choice, intervals, query_settings, selection
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import query_files
 from potstill.recipe import Recipe
@@ -28,7 +28,7 @@ CHECKED_QUESTIONS = 20  # number of questions for which the folder's tokenizer a
 
 
 class Report(Stage):
-    reads = ("report", "name", "seed", "questions", "transfer.min_transferred_probability")
+    reads = ("report", "name", "seed", "questions", "transfer.min_transferred_probability", "select.weights")
     after = (*collect.REPORTED_STAGES, "repair")
 
     def versions(self) -> dict[str, int]:
@@ -38,6 +38,7 @@ class Report(Stage):
             "exam": checkpoint.VERSION,
             "intervals": intervals.VERSION,
             "page": html.VERSION,
+            "selection": selection.VERSION,
             "splits": splits.VERSION,
         }
 
