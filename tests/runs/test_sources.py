@@ -184,6 +184,25 @@ def test_each_source_has_its_own_server_budget_and_cost(world: Path, tmp_path: P
     assert (rows["a"].money, rows["b"].money, rows["human"].money) == (first.written, second.written, None)
 
 
+def test_shards_divide_the_budget_of_each_source(world: Path, tmp_path: Path) -> None:
+    keys = "kind: openai, model: m, samples: 3, max_tokens: 24, top_logprobs: 3"
+    run_dir, prices = tmp_path / "run", "prices: {prompt: 1e6, completion: 1e6}"
+    with stub.running() as first, stub.running() as second:
+        a = f"a: {{{keys}, server: {{urls: ['{first.url}']}}, budget: {{{prices}, money: 1e6}}}}"
+        b = f"a-of: {{{keys}, server: {{urls: ['{second.url}']}}, budget: {{{prices}, money: 2e6}}}}"
+        several = recipe(world, f"teachers={{{a}, {b}}}")
+        for number in (1, 2):
+            runner.run_shard(several, Shard(number, 2), run_dir=run_dir)
+        shares = {name: json.loads((run_dir / f"spent@{name}.json").read_text()) for name in ("a", "a-of")}
+        assert {name: share["shards"] for name, share in shares.items()} == {"a": 2, "a-of": 2}
+        runner.run(several, run_dir, until="sample")
+        spent = {name: ledger.total_usage(run_dir, name)["money"] for name in shares}
+        assert spent == {"a": first.written, "a-of": second.written}
+    names = {path.name for path in ledger.ledger_paths(run_dir)}
+    assert {f"spent-000{i}-of-0002@{name}.jsonl" for i in (1, 2) for name in shares} <= names
+    assert len(chains(run_dir, "a")) == len(chains(run_dir, "a-of")) == 12
+
+
 def test_a_spent_budget_that_seals_leaves_the_other_sources_whole(world: Path, tmp_path: Path) -> None:
     keys = "kind: openai, model: m, samples: 3, max_tokens: 24, top_logprobs: 3"
     with stub.running() as server:
