@@ -123,6 +123,7 @@ def _sample_source(run_dir: Path, recipe: Recipe, source: str, shard: Shard) -> 
         if isinstance(batches, Generator):  # close before the ledger: requests may be billed
             stack.callback(batches.close)
         for batch in batches:
+            assert all(map(sampling.is_own, batch)), f"the chains of {source} have another source"
             new = [chain for chain in batch if done.add(chain.key)]
             segment.append_lines(segments.encode_chain(chain) for chain in new)
             tick(len(new), usage.progress_note())
