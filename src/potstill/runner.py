@@ -57,6 +57,24 @@ SEED_KEYS: Final = {
 }
 
 
+def identity_keys(recipe: Recipe, name: str) -> dict[str, Any]:
+    """The recipe keys, with their values, on which the output of a stage depends directly."""
+    stage = open_stage(name)
+    keys, free = flatten_keys(recipe, *stage.reads), {*stage.free(recipe)}
+    for source in recipe.sources:
+        free |= {teachers.key_of_source(key, source) for key in REVISION_KEYS}
+        optional = [teachers.key_of_source(key, source) for key in OPTIONAL_KEYS]
+        free |= {key for key in optional if keys.get(key) is None}
+    if recipe.teachers is not None:  # the section `teacher` then has only defaults
+        free |= {key for key in keys if key.startswith("teacher.")}
+    own = SEED_KEYS.get(name, "")
+    if keys.get(own) == recipe.seed:
+        free.add(own)
+    elif keys.get(own) is not None and (name == "sample" or recipe.student.model is not None):
+        free.add("seed")  # random weights also depend on `seed`
+    return {key: keys[key] for key in keys if key not in free}
+
+
 def default_run_dir(recipe: Recipe) -> Path:
     """The folder of a recipe's run: `runs/<name>` in the working folder."""
     return Path("runs") / recipe.name
@@ -197,9 +215,19 @@ def plan_stages(recipe: Recipe, run_dir: Path, redo: str | None = None) -> list[
     return plans
 
 
-def find_outdated_stage(recipe: Recipe) -> str | None:
+def read_next_identity(recipe: Recipe, run_dir: Path, name: str) -> Identity | None:
+    """The identity with which a stage would begin; None if it has begun already, or an earlier stage is not finished."""
+    current = _Run(run_dir, recipe)
+    if not current.state(name).is_empty or any(
+        current.state(before).manifest is None for before in current.earlier(name)
+    ):
+        return None
+    return current.identity(name)
+
+
+def find_outdated_stage(recipe: Recipe, run_dir: Path | None = None) -> str | None:
     """The first stage of a run that does not match the recipe or this version of potstill; None if all stages match."""
-    current = _Run(default_run_dir(recipe), recipe)
+    current = _Run(run_dir or default_run_dir(recipe), recipe)
     for name, before, now in current.iter_begun(current.stages):
         if manifest.identity_differences(before, now):
             progress.print_line(f"{recipe.name} is outdated from {name} on: these stages are made again", "dim")
@@ -363,23 +391,10 @@ class _Run:
 
     def identity(self, name: str, earlier: Mapping[str, str] | None = None) -> Identity:
         """The current identity of a stage. earlier: digests of the earlier stages; None: the digests of their manifests."""
-        stage = open_stage(name)
-        keys, free = flatten_keys(self.recipe, *stage.reads), {*stage.free(self.recipe)}
-        for source in self.recipe.sources:
-            free |= {teachers.key_of_source(key, source) for key in REVISION_KEYS}
-            optional = [teachers.key_of_source(key, source) for key in OPTIONAL_KEYS]
-            free |= {key for key in optional if keys.get(key) is None}
-        if self.recipe.teachers is not None:  # the section `teacher` then has only defaults
-            free |= {key for key in keys if key.startswith("teacher.")}
-        own = SEED_KEYS.get(name, "")
-        if keys.get(own) == self.recipe.seed:
-            free.add(own)
-        elif keys.get(own) is not None and (name == "sample" or self.recipe.student.model is not None):
-            free.add("seed")  # random weights also depend on `seed`
         if earlier is None:
             earlier = {before: self.digest(before, name) for before in self.earlier(name)}
         inputs = {**self.inputs(name), **earlier}
-        return Identity(name, stage.versions(), {key: keys[key] for key in keys if key not in free}, inputs)
+        return Identity(name, open_stage(name).versions(), identity_keys(self.recipe, name), inputs)
 
     def digest(self, name: str, reader: str) -> str:
         """The digest of a finished stage. Raises UserError if it is not finished. reader: the stage that needs it."""

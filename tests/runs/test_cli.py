@@ -87,6 +87,7 @@ def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "track",
         "status",
         "compare",
+        "study",
     ):
         with pytest.raises(SystemExit) as ended:
             cli.app([*([name] if name else []), "--help"], prog_name="python -m potstill")
@@ -380,7 +381,7 @@ def test_the_environment_is_printed_without_keys(said: Callable[..., Told], monk
 @pytest.mark.parametrize(
     "words, expected",
     [
-        ("potstill st", {"status"}),
+        ("potstill st", {"status", "study"}),
         ("potstill run recipe.yaml --redo se", {"select"}),
         ("potstill run recipe.yaml --set train.st", {"train.steps=", "train.stable_steps="}),
         ("potstill export runs/a --as gg", {"gguf"}),

@@ -6,15 +6,19 @@ That every link and anchor has a target is what `make docs` holds: a warning of 
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+
+from potstill.recipe.study import parse_study
+from potstill.study.grid import expand_study
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -40,7 +44,8 @@ FREE = {
     "train.lr_multipliers",
     "train.formats",
 }
-FREE |= {"train.loss_weights", "train.sources", "student.chat_template_kwargs"}
+FREE |= {"train.loss_weights", "train.sources", "student.chat_template_kwargs", "select.weights", "select.retain"}
+STUDY_KEYS = {"grid", "experiments"}  # a block with one of them is (a part of) a study
 NAMED = {("sets",), ("teachers",), ("evaluate", "texts")}  # sections whose keys the reader names
 
 
@@ -61,8 +66,17 @@ def test_recipes_on_pages_have_keys_that_exist(path: Path) -> None:
     known = {key.name for key in recipe_keys.every_key()}
     for block in fences(path, "yaml"):
         written = YAML(typ="safe").load(block)
+        if STUDY_KEYS & written.keys():
+            study = parse_study(json.dumps({"name": "s", "recipe": "demo"} | written), path.name, quick=True)
+            assert all(set(flat_keys(run.changes)) <= known for run in expand_study(study).runs)
+            continue
         keys = {re.sub(r"^teachers\.NAME\.", "teacher.", key) for key in dotted(written)}
         assert keys <= known, keys - known
+
+
+def flat_keys(changes: Sequence[str]) -> Iterator[str]:
+    """The dotted names of the keys that changes in the form of `--set` name."""
+    return (change.partition("=")[0] for change in changes)
 
 
 def dotted(node: Any, before: tuple[str, ...] = ()) -> Iterator[str]:

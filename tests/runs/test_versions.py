@@ -76,6 +76,7 @@ COUNTED_AS = {
     "export": None,  # reads a finished run
     "dry_run": None,
     "demo": None,
+    "study": None,  # makes runs
     "cli": None,
     "__main__": None,
 }

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("stages",),
     ("preflight", "runner", "run_reader", "run_status", "existing_run", "dry_run", "demo", "export", "tracking"),
+    ("study",),
     ("cli",),
 )
 INSIDE: dict[str, set[str]] = {

@@ -18,7 +18,7 @@ import typer
 
 import potstill
 from potstill import progress
-from potstill.cli import init, stage_commands
+from potstill.cli import init, stage_commands, study
 from potstill.errors import UserError
 
 app = typer.Typer(
@@ -100,6 +100,7 @@ def run_command(
 
 
 init.add_init_command(app)
+study.add_study_command(app)
 
 
 @app.command("demo", epilog="Example: potstill demo")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from potstill.recipe import Recipe
 
 DATA: Final = Path(__file__).parent
+RECIPE: Final = DATA / "demo.yaml"
+DATA_FOLDER: Final = Path("runs") / "miniature"  # of the copies of sets and models
+COPY_LOCK_SECONDS: Final = 60.0  # maximum wait for another process that copies them
 MODELS: Final = ("teacher", "student")
 # Overrides for the recipes of the control runs, which have no teacher and train on the solutions of the sets.
 CONTROLS: Final = (
@@ -49,13 +52,11 @@ def run_demo(*changes: str) -> Path:
     from potstill import runner
     from potstill.recipe import parse_recipe
 
-    toy_dir = Path("runs") / "miniature"
-    with run_folder.lock_run(toy_dir):
-        copy_data(toy_dir)
-    text = (DATA / "demo.yaml").read_text("utf-8")
+    copy_data_once()
+    text = RECIPE.read_text("utf-8")
 
     def read_recipe(*overrides: str) -> Recipe:
-        return parse_recipe(text, "demo.yaml", [f"data={toy_dir.parent}", *changes, *overrides])
+        return parse_recipe(text, RECIPE.name, [f"data={DATA_FOLDER.parent}", *changes, *overrides])
 
     recipe, controls = read_recipe(), [read_recipe(*overrides) for overrides in CONTROLS]
     # The controls do not use the teacher, so a second core runs them at the same time.
@@ -73,6 +74,12 @@ def run_demo(*changes: str) -> Path:
                 future.result()
                 advance()
     return runner.run(recipe, redo=runner.find_outdated_stage(recipe))
+
+
+def copy_data_once() -> None:
+    """Copy the data to `DATA_FOLDER`, which other processes may be doing, too."""
+    with run_folder.lock_run(DATA_FOLDER, wait=COPY_LOCK_SECONDS):
+        copy_data(DATA_FOLDER)
 
 
 def copy_data(folder: Path) -> None:

@@ -255,15 +255,14 @@ def write_value(value: Any, where: str) -> str:
         raise _fault("E-recipe-values", message, where, _shorten(fault), hint) from None
 
 
-def parse_recipe(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML text. where: name of the text, for messages; changes: as for `load_recipe`."""
-    tree = load_yaml(text, where)
-    if not isinstance(tree, Mapping):
-        found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)[:80]
-        message = "a recipe must be a mapping of keys"
-        raise _fault("E-recipe-not-a-mapping", message, where, found, "begin with `name: ...`")
-    lines = dict(key_lines(tree))
-    values = plain_values(tree, where)
+def parse_recipe(text: str, where: str, changes: Sequence[str] = (), changed_by: str = "--set") -> Recipe:
+    """The recipe in a YAML text.
+
+    where       name of the text, for messages
+    changes     as for `load_recipe`
+    changed_by  where the changes were written, for messages
+    """
+    values, lines = read_mapping(text, where, "recipe")
     origins: dict[tuple[str, ...], str] = {}
     for change in changes:
         key, equals, value = change.partition("=")
@@ -271,13 +270,27 @@ def parse_recipe(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
             hint = "for example --set train.steps=20"
             raise _fault("E-recipe-change", "a change must have the form key=value", f"--set {change}", hint=hint)
         keys = tuple(key.split("."))
-        origins[keys] = f"--set {_display_change(key, value)}"
+        origins[keys] = f"{changed_by} {_display_change(key, value)}"
         lines = {line_keys: line for line_keys, line in lines.items() if line_keys[: len(keys)] != keys}
         _set_key(values, keys, plain_values(load_yaml(value, origins[keys]), origins[keys]), origins[keys])
     try:
         return Recipe.model_validate(values, strict=True)
     except ValidationError as fault:
-        raise _error_of_validation(fault, where, lines, origins) from None
+        raise error_of_validation(fault, where, lines, origins) from None
+
+
+def read_mapping(text: str, where: str, kind: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """The keys of a YAML text with plain values, and the line of every key. Raises UserError if it is not a mapping.
+
+    where  name of the text, for messages
+    kind   what the text is: recipe or study
+    """
+    tree = load_yaml(text, where)
+    if not isinstance(tree, Mapping):
+        found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)[:80]
+        message = f"a {kind} must be a mapping of keys"
+        raise _fault("E-recipe-not-a-mapping", message, where, found, "begin with `name: ...`")
+    return plain_values(tree, where), dict(key_lines(tree))
 
 
 def _set_key(values: dict[str, Any], keys: tuple[str, ...], value: Any, where: str) -> None:
@@ -293,10 +306,18 @@ def _set_key(values: dict[str, Any], keys: tuple[str, ...], value: Any, where: s
     values[keys[-1]] = value
 
 
-def _error_of_validation(
-    fault: ValidationError, where: str, lines: Mapping[tuple[str, ...], int], origins: Mapping[tuple[str, ...], str]
+def error_of_validation(
+    fault: ValidationError,
+    where: str,
+    lines: Mapping[tuple[str, ...], int],
+    origins: Mapping[tuple[str, ...], str],
+    root: type[BaseModel] = Recipe,
 ) -> UserError:
-    """The error for the first fault that pydantic found; unknown keys come before other faults."""
+    """The error for the first fault that pydantic found; unknown keys come before other faults.
+
+    origins  keys -> where they were written, if not in the file
+    root     the section whose keys the file has
+    """
     error = next((error for error in fault.errors() if error["type"] == "extra_forbidden"), fault.errors()[0])
     keys = _error_keys(error)
     location = where
@@ -312,7 +333,7 @@ def _error_of_validation(
         if renamed := synonyms.RENAMED_KEYS.get(dotted):
             hint = f"write {renamed}; its values have not changed"
             return _fault("E-recipe-renamed-key", f"{dotted} is now called {renamed}", location, hint=hint)
-        return _fault("E-recipe-unknown-key", f"unknown key {dotted}", location, hint=_suggest_key(keys))
+        return _fault("E-recipe-unknown-key", f"unknown key {dotted}", location, hint=_suggest_key(keys, root))
     if error["type"] == "missing":
         return _fault("E-recipe-missing-key", f"{dotted} is missing", location, hint=f"add {dotted}")
     hidden = isinstance(error["input"], dict) or _is_secret(keys)
@@ -376,15 +397,15 @@ def _display_change(key: str, value: str) -> str:
     return f"{key}=..." if hidden else f"{key}={value}"
 
 
-def _suggest_key(keys: tuple[str, ...]) -> str:
-    known = known_keys(Recipe)
+def _suggest_key(keys: tuple[str, ...], root: type[BaseModel]) -> str:
+    known = known_keys(root)
     siblings = [
         key
         for key in known
         if len(key) == len(keys)
         and all(part in (ANY_NAME, written) for part, written in zip(key[:-1], keys[:-1], strict=True))
     ]
-    synonym = synonyms.find_synonym(keys)
+    synonym = synonyms.find_synonym(keys) if root is Recipe else None
     if synonym and synonym.split(".")[:-1] == list(
         keys[:-1]
     ):  # before a similar name, because beta does not mean betas

@@ -35,11 +35,17 @@ class Stage(Protocol):
     reads        the recipe keys, or sections of keys, that it reads
     after        the earlier stages whose files it reads
     distributed  whether all processes that torchrun or srun started make the stage together
+    digested     the keys among `reads` that change the content of the output only through the digests of `inputs`, so
+                 that runs with different values may have the same output
+    growing      the keys, or sections of keys, whose values may rise after the stage is finished, because it then
+                 continues; runs with different values have different outputs
     """
 
     reads: ClassVar[tuple[str, ...]]
     after: ClassVar[tuple[str, ...]]
     distributed: ClassVar[bool] = False
+    digested: ClassVar[tuple[str, ...]] = ()
+    growing: ClassVar[tuple[str, ...]] = ()
 
     def versions(self) -> dict[str, int]:
         """Name in the manifest -> version, for the packages that determine the output."""
@@ -74,6 +80,10 @@ class Stage(Protocol):
     def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
         """Prefixes of the names of files that this stage does not read, so that they are not verified for it."""
         return ()
+
+    def subfolder(self, recipe: Recipe) -> str:
+        """The folder, within the stage's folder, whose name depends on the keys in `digested`; empty without one."""
+        return ""
 
     def keeps_inputs(self, run_dir: Path, recipe: Recipe) -> bool:
         """Whether the finished stage stays valid although its inputs are missing, as in a copied run."""

@@ -29,6 +29,7 @@ WARNING_KEY = "transfer.min_transferred_probability"  # changes no target
 class Align(Stage):
     reads = ("transfer", "student.model", "student.tokenizer", "teacher.kind", "teacher.model")
     after = ("sample", "filter")
+    digested = ("student.model", "student.tokenizer")
 
     def versions(self) -> dict[str, int]:
         return {
@@ -52,6 +53,9 @@ class Align(Stage):
         if recipe.transfer.calculator_marks:
             digests["calculator sums"] = str(equations.VERSION)
         return digests
+
+    def subfolder(self, recipe: Recipe) -> str:
+        return examples.targets_folder(Path(), recipe).name
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         tokenizer = models.tokenizer_from_recipe(recipe)

@@ -23,6 +23,7 @@ from potstill.stages import Stage, StageResult
 class Evaluate(Stage):
     reads = ("evaluate", "questions", "seed")
     after = ("collect", "train")
+    growing = ("evaluate.interpolate",)
 
     def versions(self) -> dict[str, int]:
         return checkpoint.versions()

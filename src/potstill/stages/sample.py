@@ -39,6 +39,7 @@ TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 class Sample(Stage):
     reads = ("teacher", "teachers", "seed")
     after = ("collect",)
+    growing = ("teacher.enough",)
 
     def versions(self) -> dict[str, int]:
         return {"prompts": prompts.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}

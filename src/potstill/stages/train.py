@@ -47,6 +47,7 @@ LOSS_RISE_WARNING = 1.2  # warn if the final loss is larger than the initial los
 class Train(Stage):
     reads = ("train", "student", "seed", "evaluate", "select", "questions")  # the last three only with early stopping
     after = ("collect", "filter", "align")
+    growing = ("train.steps",)
     distributed = True
 
     def versions(self) -> dict[str, int]:

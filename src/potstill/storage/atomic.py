@@ -38,6 +38,7 @@ Moment = Literal["before", "middle", "after"]
 
 PARTIAL_SUFFIX = ".potstill-partial"  # only potstill writes files with this suffix; the next run deletes them
 RESUMED_SUFFIX = ".potstill-part"  # files with this suffix are continued, not deleted
+LINKED_SUFFIXES = (".npy", ".parquet", ".safetensors")  # of files that are written once
 SYNC_INTERVAL = 1.0  # seconds after which appended rows are flushed to the disk
 FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems that cannot sync folders
 
@@ -203,6 +204,13 @@ class Appender:
             self._file.close()
 
 
+def open_message_file(path: Path) -> BinaryIO:
+    """A file for the messages of another process, which it appends to. No result is read from it."""
+    with as_user_errors(path):
+        make_folder(path.parent)
+        return path.open("ab")
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its missing parents, and flush their names to the disk."""
     missing = []
@@ -246,6 +254,19 @@ def write_folder(path: Path) -> Iterator[Path]:
             _delete_any(older)
             _sync_folder(path.parent)
     crash("folder", "after", path)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name, or copy it, if it may grow (JSON lines) or the disk has no links.
+
+    Every other file of potstill is replaced as a whole when it changes, which leaves the second name as it is.
+    """
+    make_folder(path.parent)
+    if source.suffix in LINKED_SUFFIXES:
+        with contextlib.suppress(OSError):
+            os.link(source, path)
+            return
+    shutil.copyfile(source, path)
 
 
 def copy_mode(source: Path, path: Path) -> None:

@@ -173,6 +173,31 @@ def finish_stage(folder: Path, identity: Identity, outputs: Iterable[Path], coun
     return Manifest(identity, rows, counts)
 
 
+def copy_stage(source: Path, folder: Path, identity: Identity, folders: tuple[str, str] = ("", "")) -> None:
+    """Make a finished stage from the finished stage of another run. Files that never change become links.
+
+    source    the other stage's folder, whose content is what `identity` would make
+    folders   name of a folder within `source`, and its new name
+    """
+    done = read_manifest(source / MANIFEST_FILE)
+
+    def rename(path: str) -> str:
+        first, slash, rest = path.partition("/")
+        return folders[1] + slash + rest if slash and first == folders[0] else path
+
+    outputs = {
+        f"{folder.name}/{rename(name.removeprefix(f'{source.name}/'))}": row for name, row in done.outputs.items()
+    }
+    with atomic.write_folder(folder) as partial:
+        for path in sorted(source.rglob("*")):
+            name = path.relative_to(source).as_posix()
+            if path.is_file() and name not in (BEGUN_FILE, MANIFEST_FILE) and not path.name.startswith("."):
+                atomic.link_or_copy(path, partial / rename(name))
+        atomic.write_json(partial / BEGUN_FILE, identity.as_json())
+        row = {**identity.as_json(), "outputs": dict(sorted(outputs.items())), "counts": done.counts}
+        atomic.write_json(partial / MANIFEST_FILE, row)
+
+
 def check_identity(folder: Path, before: Identity, now: Identity, redone: Iterable[str] = ()) -> None:
     """Raise UserError, with the differences, if a stage was started with another identity."""
     if differences := identity_differences(before, now):

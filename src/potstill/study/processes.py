@@ -1,0 +1,195 @@
+"""The runs of a study, each in a process of its own, several at a time.
+
+    command = [sys.executable, "-m", "potstill", "study", "studies/findings.yaml", "--run"]
+    results = make_runs(open_study(Path("studies/findings.yaml")), command, jobs=2)
+    [result.name for result in results if not result.ok]
+
+Every process writes its messages into `runs/STUDY/logs/RUN.log`. A run that fails does not stop the others. Interrupted
+runs continue when the study is made again, and finished runs are not made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from potstill import demo, progress, runner, storage
+from potstill.recipe import Recipe, recipe_to_yaml
+from potstill.stages import recipe_stages
+from potstill.storage import manifest
+from potstill.study.grid import DEMO, Study, StudyRun
+from potstill.study.shared_stages import share_stages
+
+LOG_FOLDER: Final = "logs"
+REPORT_SECONDS: Final = 15.0  # between two lines about the runs in progress
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What became of a run. exit_code: of its process, 0 for a finished run; message: its error in one line"""
+
+    name: str
+    exit_code: int
+    message: str
+    log: Path
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
+
+
+def make_run(study: Study, run: StudyRun, *, redo_outdated: bool = False) -> Path:
+    """Make one run in this process: copy the stages that other runs share, and make the rest. Returns its folder.
+
+    redo_outdated  whether to make stages again that were made from another recipe or by another version of potstill;
+                   chains that cost money are never removed
+
+    Raises UserError as `runner.run` does.
+    """
+    if study.recipe == DEMO:
+        demo.copy_data_once()
+    redo = runner.find_outdated_stage(run.recipe, run.run_dir) if redo_outdated else None
+    if redo is None:
+        share_stages(study, run)
+    return runner.run(run.recipe, run.run_dir, redo=redo)
+
+
+def make_runs(
+    study: Study, command: Sequence[str], *, jobs: int = 1, shard: tuple[int, int] = (1, 1)
+) -> list[RunResult]:
+    """Make the runs of a study that are not finished. Returns the results in the order of the runs.
+
+    command  the command of one run, without the run's name, which becomes its last word
+    jobs     number of runs at a time, which share the cores
+    shard    (i, n): make only every n-th run, from the i-th; other processes may make the other shards
+    """
+    number, count = shard
+    runs = study.runs[number - 1 :: count]
+    storage.write_json(study.folder / "study.json", describe_study(study))
+    unfinished = [run for run in runs if not is_finished(run)]
+    progress.print_line(
+        f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished; folder: {study.folder}", "dim"
+    )
+    results = {run.name: RunResult(run.name, 0, "", _log_path(study, run)) for run in runs}
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    with ThreadPoolExecutor(jobs) as pool, _reporting(study, processes), _ending(pool, processes):
+        started = [pool.submit(_run_process, study, run, command, jobs, processes) for run in unfinished]
+        for index, future in enumerate(as_completed(started)):
+            result = future.result()
+            results[result.name] = result
+            done = f"({index + 1} of {len(unfinished)})"
+            if result.ok:
+                progress.print_line(f"{result.name}: finished {done}", "green")
+            else:
+                progress.print_line(f"{result.name}: failed {done}: {result.message}; messages: {result.log}", "red")
+    return [results[run.name] for run in runs]
+
+
+def describe_study(study: Study) -> dict[str, object]:
+    """The study as plain JSON, for programs that read its folder."""
+    return {
+        "name": study.name,
+        "title": study.title,
+        "experiments": [
+            {"name": one.name, "title": one.title, "axes": list(one.axes), "runs": list(one.runs)}
+            for one in study.experiments
+        ],
+        "runs": [{"name": run.name, "choices": dict(run.choices), "changes": list(run.changes)} for run in study.runs],
+    }
+
+
+def is_finished(run: StudyRun) -> bool:
+    """Whether all stages of a run are finished, with the recipe that it has now.
+
+    A run that was made from another recipe is not: its process says what differs.
+    """
+    path = run.run_dir / "recipe.yaml"
+    if not path.is_file() or not all(
+        (run.run_dir / name / manifest.MANIFEST_FILE).is_file() for name in recipe_stages(run.recipe)
+    ):
+        return False
+    return _same_recipe(path, run.recipe)
+
+
+def _same_recipe(path: Path, recipe: Recipe) -> bool:
+    return storage.read_bytes(path) == recipe_to_yaml(recipe).encode()
+
+
+def _run_process(
+    study: Study, run: StudyRun, command: Sequence[str], jobs: int, processes: dict[str, subprocess.Popen[bytes]]
+) -> RunResult:
+    path = _log_path(study, run)
+    environment = dict(os.environ)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+    with storage.open_message_file(path) as log:
+        process = processes[run.name] = _start([*command, run.name], environment, log)
+        code = process.wait()
+    del processes[run.name]
+    return RunResult(run.name, code, "" if code == 0 else _read_error(path), path)
+
+
+def _start(command: Sequence[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+    )
+
+
+@contextlib.contextmanager
+def _ending(pool: ThreadPoolExecutor, processes: dict[str, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """End the processes of the runs when this one is interrupted. What they have finished stays."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(processes.values()):
+            process.terminate()
+        raise
+
+
+@contextlib.contextmanager
+def _reporting(study: Study, processes: dict[str, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Print the last message of every run in progress now and then."""
+    stop = threading.Event()
+
+    def report() -> None:
+        while not stop.wait(REPORT_SECONDS):
+            for name in list(processes):
+                progress.print_line(f"{name}: {last_line(study.folder / LOG_FOLDER / f'{name}.log')}", "dim")
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def last_line(path: Path) -> str:
+    """The last line of a file of messages; empty without one."""
+    with contextlib.suppress(OSError):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def _log_path(study: Study, run: StudyRun) -> Path:
+    return study.folder / LOG_FOLDER / f"{run.name}.log"
+
+
+def _read_error(path: Path) -> str:
+    """The first line of the last error in a file of messages: of a UserError, or the last line of a traceback."""
+    text = storage.read_bytes(path)[-20_000:].decode("utf-8", "replace")
+    messages = re.findall(r"^(\S.*)\n(?: {2}.*\n)* {2}code: E-", text, re.MULTILINE)
+    return messages[-1] if messages else last_line(path)

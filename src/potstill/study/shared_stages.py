@@ -1,0 +1,144 @@
+"""Stages that several runs of a study share: who makes them, and which runs wait for it.
+
+Two runs share a stage if everything that determines its output is equal: the recipe keys that it and the stages before it
+read, and the tokenizer for the targets. One of these runs, the maker, makes the stage in its own folder, and the others
+copy it (`copy_finished_stage` compares the identities again, with the digests of all inputs). So a teacher is asked
+once, and a budget of money counts once.
+
+    >>> from potstill.recipe.study import parse_study
+    >>> from potstill.study.grid import expand_study
+    >>> text = "{name: rules, recipe: demo, grid: {transfer.rule: [one-hot, span], train.seed: [1, 2]}}"
+    >>> count_shared(expand_study(parse_study(text, "rules.yaml")))
+    {'collect': 1, 'sample': 1, 'filter': 1, 'align': 2, 'train': 4, 'evaluate': 4, 'select': 4, 'test': 4, 'report': 4}
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from potstill import progress, runner
+from potstill.errors import UserError
+from potstill.recipe import Recipe, flatten_keys, load_recipe
+from potstill.stages import open_stage, recipe_stages
+from potstill.storage import manifest, run_folder
+from potstill.storage.manifest import Identity
+from potstill.study.grid import Study, StudyRun
+
+POLL_SECONDS: Final = 0.5  # between two looks at a stage that another process makes
+
+
+def stage_keys(recipe: Recipe) -> dict[str, str]:
+    """Stage -> a text that is equal for two runs if they share the stage. Stages of a recipe that only evaluates, too."""
+    own: dict[str, str] = {}
+    before: dict[str, set[str]] = {}
+    names = recipe_stages(recipe)
+    for name in names:
+        stage = open_stage(name)
+        keys = {**runner.identity_keys(recipe, name), **flatten_keys(recipe, *stage.growing)}
+        inputs: Mapping[str, str] = {}
+        if stage.digested:
+            try:
+                inputs = stage.inputs(recipe)
+                keys = {key: value for key, value in keys.items() if key not in stage.digested}
+            except UserError:
+                pass  # a file is missing: the run says so when it starts; until then, equal keys share the stage
+        own[name] = json.dumps([name, keys, inputs], sort_keys=True)
+        before[name] = {name}.union(*(before[earlier] for earlier in stage.after if earlier in before))
+    return {name: json.dumps([own[part] for part in names if part in before[name]]) for name in names}
+
+
+def count_shared(study: Study) -> dict[str, int]:
+    """Stage -> how often it is made, for all runs together."""
+    different: dict[str, set[str]] = {}
+    for run in study.runs:
+        for name, key in stage_keys(run.recipe).items():
+            different.setdefault(name, set()).add(key)
+    return {name: len(keys) for name, keys in different.items()}
+
+
+def find_maker(runs: Sequence[StudyRun], name: str) -> StudyRun:
+    """The run that makes a stage for runs that share it: one that has made it, or has begun, or else the first."""
+    states = {run.name: manifest.read_state(run.run_dir / name) for run in runs}
+    for wanted in (lambda state: state.manifest is not None, lambda state: not state.is_empty):
+        for run in runs:
+            if wanted(states[run.name]):
+                return run
+    return runs[0]
+
+
+def share_stages(study: Study, run: StudyRun) -> None:
+    """Copy every stage that another run has made, or makes, for this run. Wait for runs that are making one.
+
+    If nobody makes the stage, this process makes it in the maker's folder. Raises UserError as `runner.run` does.
+    """
+    shared: dict[str, list[StudyRun]] = {}
+    keys = {other.name: stage_keys(other.recipe) for other in study.runs}
+    for name, key in keys[run.name].items():
+        shared[name] = [other for other in study.runs if keys[other.name].get(name) == key]
+    for name, sharers in shared.items():
+        if manifest.read_state(run.run_dir / name).manifest is not None:
+            continue
+        maker = find_maker(sharers, name)
+        if maker.name != run.name:
+            _wait_or_make(maker, name)
+        sources = [maker.run_dir, *_finished_folders(study.folder, name)]
+        source = copy_finished_stage(run.recipe, run.run_dir, name, sources)
+        if source is None:
+            return
+        progress.print_line(f"{name:<9} copied from {source.name}", "dim")
+
+
+def copy_finished_stage(recipe: Recipe, run_dir: Path, name: str, sources: Iterable[Path]) -> Path | None:
+    """Make a stage from the first of other runs that has made the same, and return that run's folder; None without one.
+
+    The earlier stages of this run are finished. A stage that has begun here is left as it is.
+    """
+    with run_folder.lock_run(run_dir):
+        stage, identity = open_stage(name), runner.read_next_identity(recipe, run_dir, name)
+        if identity is None:
+            return None
+        for source in sources:
+            done = manifest.read_state(source / name).manifest
+            if done is None or not all(path.startswith(f"{name}/") for path in done.outputs):
+                continue  # `report` also writes the student's folder
+            its_recipe = load_recipe(source / "recipe.yaml")
+            if flatten_keys(its_recipe, *stage.growing) != flatten_keys(recipe, *stage.growing):
+                continue
+            if manifest.identity_differences(*(_without(one, stage.digested) for one in (done.identity, identity))):
+                continue
+            manifest.check_sizes(source, done)
+            folders = (stage.subfolder(its_recipe), stage.subfolder(recipe))
+            manifest.copy_stage(source / name, run_dir / name, identity, folders)
+            run_folder.append_log(run_dir, "copied", stage=name, run=source.name)
+            return source
+    return None
+
+
+def _without(identity: Identity, keys: Collection[str]) -> Identity:
+    """The identity without keys whose effect is in its digests."""
+    return replace(identity, recipe={key: value for key, value in identity.recipe.items() if key not in keys})
+
+
+def _wait_or_make(maker: StudyRun, name: str) -> None:
+    """Return when the maker's stage is finished. If no process makes it, make it here."""
+    waiting = False
+    while manifest.read_state(maker.run_dir / name).manifest is None:
+        try:
+            runner.run(maker.recipe, maker.run_dir, until=name)
+        except UserError as fault:
+            if fault.code != "E-run-locked":
+                raise
+            if not waiting:
+                progress.print_line(f"{name:<9} waiting for {maker.name}, which makes it for this run", "dim")
+            waiting = True
+            time.sleep(POLL_SECONDS)
+
+
+def _finished_folders(folder: Path, name: str) -> list[Path]:
+    """The folders of runs in a study's folder that have finished a stage, those of earlier versions of the grid, too."""
+    return sorted(path.parent.parent for path in folder.glob(f"*/{name}/{manifest.MANIFEST_FILE}"))

@@ -1,0 +1,237 @@
+"""`potstill study`: runs share stages, resume, fail alone, and come to the bytes of runs that were made alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import stub
+import tiny
+from fork_server import exit_code, start_command
+from potstill import cli, runner, study
+from potstill.errors import UserError
+from potstill.storage import atomic, manifest
+
+STUDY = """
+name: rules
+recipe: tiny.yaml
+grid:
+  transfer.rule: [one-hot, span]
+  train.seed: [3, 4]
+"""
+
+
+@pytest.fixture
+def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the recipe `tiny.yaml` and the study `rules.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(tiny.RECIPE + f"data: {world}\n", "utf-8")
+    Path("rules.yaml").write_text(STUDY, "utf-8")
+    return tmp_path
+
+
+def make_all(text: str = STUDY, *changes: str) -> study.Study:
+    """Make the runs of a study one after the other in this process."""
+    Path("rules.yaml").write_text(text, "utf-8")
+    plan = study.open_study(Path("rules.yaml"), changes)
+    for run in plan.runs:
+        study.make_run(plan, run)
+    return plan
+
+
+@pytest.fixture
+def undisturbed(here: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, bytes]]:
+    """The results of the study, which was made without an interruption in another folder."""
+    with monkeypatch.context() as patch:
+        (here / "undisturbed").mkdir()
+        patch.chdir(here / "undisturbed")
+        Path("tiny.yaml").write_bytes((here / "tiny.yaml").read_bytes())
+        return results(make_all())
+
+
+def events(run_dir: Path, event: str) -> list[str]:
+    """The stages of one kind of event in the log of a run."""
+    rows = map(json.loads, (run_dir / "log.jsonl").read_text("utf-8").splitlines())
+    return [row["stage"] for row in rows if row["event"] == event]
+
+
+def made(plan: study.Study) -> Counter[str]:
+    return Counter(stage for run in plan.runs for stage in events(run.run_dir, "done"))
+
+
+def results(plan: study.Study) -> dict[str, dict[str, bytes]]:
+    return {run.name: tiny.contents(run.run_dir) for run in plan.runs}
+
+
+def test_every_stage_is_made_once_and_the_runs_equal_runs_that_were_made_alone(here: Path) -> None:
+    plan = make_all()
+    assert dict(made(plan)) == study.count_shared(plan)
+    assert made(plan)["sample"] == 1 and made(plan)["align"] == 2 and made(plan)["train"] == 4
+    assert events(plan.runs[1].run_dir, "copied") == ["collect", "sample", "filter", "align"]
+    for run in plan.runs:
+        alone = runner.run(run.recipe, here / "alone" / run.name)
+        assert tiny.contents(run.run_dir) == tiny.contents(alone), run.name
+        assert manifest.read_finished(run.run_dir / "report")
+    answers = list(Path("runs/rules/answers").glob("*/answers.jsonl"))
+    assert len(answers) < 4 * len(list(Path("runs/rules").glob("*/evaluate/[0-9]*"))), "the base answers once"
+
+
+def test_finished_runs_are_not_made_again(here: Path) -> None:
+    before = results(make_all())
+    plan = make_all()
+    assert all(map(study.is_finished, plan.runs)) and results(plan) == before
+    assert dict(made(plan)) == study.count_shared(plan)
+
+
+def test_students_with_the_same_tokenizer_file_share_one_alignment(here: Path, world: Path) -> None:
+    for name in ("first", "second"):
+        folder = Path("models") / name
+        folder.mkdir(parents=True)
+        for path in (world / "student-tokenizer").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    plan = make_all("{name: sizes, recipe: tiny.yaml, grid: {student.tokenizer: [models/first, models/second]}}")
+    assert made(plan)["align"] == 1 and made(plan)["train"] == 2
+    assert events(plan.runs[1].run_dir, "copied") == ["collect", "sample", "filter", "align"]
+    alone = runner.run(plan.runs[1].recipe, here / "alone")
+    assert tiny.contents(plan.runs[1].run_dir) == tiny.contents(alone)
+
+
+def test_another_rule_of_selection_keeps_the_training(here: Path) -> None:
+    plan = make_all(
+        "{name: choice, recipe: tiny.yaml, grid: {select.rule: [mean-out-of-distribution, in-distribution]}}"
+    )
+    assert made(plan)["train"] == made(plan)["evaluate"] == 1 and made(plan)["select"] == 2
+    weights = [run.run_dir / "train" / "checkpoints" / "4" / "model.safetensors" for run in plan.runs]
+    assert weights[0].samefile(weights[1]), "weights take no disk twice"
+    metrics = [run.run_dir / "train" / "metrics.jsonl" for run in plan.runs]
+    assert not metrics[0].samefile(metrics[1]), "a file that may grow is a copy"
+
+
+def test_a_changed_grid_keeps_what_fits_under_other_names(here: Path) -> None:
+    make_all()
+    plan = make_all(
+        "{name: rules, recipe: tiny.yaml, grid: {loss: {plain: {}, more: {train.steps: 6}}, transfer.rule: [one-hot]}}"
+    )
+    assert [run.name for run in plan.runs] == ["plain.one-hot", "more.one-hot"]
+    kept = events(plan.runs[0].run_dir, "copied")
+    assert kept[:6] == ["collect", "sample", "filter", "align", "train", "evaluate"]
+    assert made(plan)["train"] == 1 and made(plan)["sample"] == 0
+
+
+def test_longer_training_of_a_copied_run_leaves_the_first_as_it_is(here: Path) -> None:
+    plan = make_all(
+        "{name: choice, recipe: tiny.yaml, grid: {select.rule: [mean-out-of-distribution, in-distribution]}}"
+    )
+    first, second = plan.runs
+    before = tiny.contents(first.run_dir)
+    longer = second.recipe.model_copy(update={"train": second.recipe.train.model_copy(update={"steps": 6})})
+    runner.run(longer, second.run_dir)
+    assert tiny.contents(first.run_dir) == before
+    assert (second.run_dir / "train" / "checkpoints" / "6").is_dir()
+
+
+def test_a_run_that_fails_does_not_stop_the_others(here: Path) -> None:
+    text = "{name: bad, recipe: tiny.yaml, grid: {size: {a: {}, broken: {student.tokenizer: missing}, c: {train.steps: 2}}}}"
+    Path("bad.yaml").write_text(text, "utf-8")
+    process = start_command("study", "bad.yaml", cwd=here, output=here / "out.txt")
+    assert exit_code(process) == 2
+    plan = study.open_study(Path("bad.yaml"))
+    assert [study.is_finished(run) for run in plan.runs] == [True, False, True]
+    output = (here / "out.txt").read_text("utf-8")
+    assert "E-study-failed" in output and "broken" in output and "runs/bad/logs/broken.log" in output
+    assert "E-recipe-missing-path" in (here / "runs/bad/logs/broken.log").read_text("utf-8")
+
+
+def test_shards_and_kills_come_to_the_same_results(here: Path, undisturbed: dict[str, dict[str, bytes]]) -> None:
+    draw = random.Random(7)
+    for number in (1, 2, 1, 2):
+        process = start_command("study", "rules.yaml", "--shard", f"{number}/2", cwd=here)
+        time.sleep(draw.uniform(2, 9))
+        os.kill(process.pid, signal.SIGTERM if number == 1 else signal.SIGINT)
+        exit_code(process)
+    processes = [
+        start_command("study", "rules.yaml", "--shard", f"{number}/2", cwd=here, output=here / f"{number}.txt")
+        for number in (1, 2)
+    ]
+    assert [exit_code(process, 300) for process in processes] == [0, 0], (here / "1.txt").read_text("utf-8")
+    plan = study.open_study(Path("rules.yaml"))
+    assert made(plan)["sample"] == 1
+    for name, contents in results(plan).items():
+        theirs = undisturbed[name]
+        assert contents.keys() == theirs.keys()
+        different = [path for path in contents if contents[path] != theirs[path]]
+        assert not different, (sorted(different), name)
+
+
+def test_a_crash_while_a_stage_is_copied_leaves_the_stage_to_be_copied_again(
+    here: Path, undisturbed: dict[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = study.open_study(Path("rules.yaml"))
+    study.make_run(plan, plan.runs[0])
+
+    class Crash(BaseException):
+        pass
+
+    for moment in ("before", "middle", "after"):
+
+        def crash(operation: str, at: str, path: Path, moment: str = moment) -> None:
+            if operation == "folder" and at == moment and path.name == "sample":
+                raise Crash
+
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic, "crash", crash)
+            with pytest.raises(Crash):
+                study.make_run(plan, plan.runs[1])
+    study.make_run(plan, plan.runs[1])
+    assert tiny.contents(plan.runs[1].run_dir) == undisturbed[plan.runs[1].name]
+
+
+def test_a_paid_teacher_is_asked_once_and_a_budget_counts_once(here: Path) -> None:
+    sums = [{"id": str(n), "question": f"What is {n} + {n % 5}?", "answer": str(n + n % 5)} for n in range(1, 13)]
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums), "utf-8")
+    with stub.running() as server:
+        recipe = f"{tiny.SERVER[:-1]}, server: {{urls: ['{server.url}']}}, budget: {{tokens: 100000}}}}"
+        changes = (
+            *(recipe, "teacher.max_tokens=64", "sets.sums={file: ./sums.jsonl, task: number}"),
+            *(
+                "transfer.min_coverage=0",
+                "evaluate.formats=[zero-shot-rationale]",
+                "train.formats={zero-shot-rationale: 1}",
+            ),
+        )
+        plan = make_all(STUDY, *changes)
+        requests = len(server.seen)
+        assert requests and made(plan)["sample"] == 1
+        make_all(STUDY.replace("[3, 4]", "[3, 4, 5]"), *changes)
+        assert len(server.seen) == requests, "another seed of training asks nothing"
+
+
+def test_a_run_of_another_recipe_is_refused_and_made_again_only_if_asked(here: Path) -> None:
+    plan = make_all()
+    steps = (plan.runs[0].run_dir / "train" / "metrics.jsonl").read_text("utf-8")
+    changed = study.open_study(Path("rules.yaml"), ["train.prompts_per_step=7"])
+    assert not study.is_finished(changed.runs[0])
+    with pytest.raises(UserError) as caught:
+        study.make_run(changed, changed.runs[0])
+    assert caught.value.code == "E-run-stage-differs"
+    study.make_run(changed, changed.runs[0], redo_outdated=True)
+    assert study.is_finished(changed.runs[0])
+    assert (plan.runs[0].run_dir / "train" / "metrics.jsonl").read_text("utf-8") != steps
+    assert events(plan.runs[0].run_dir, "done").count("sample") == 1
+
+
+def test_the_plan_writes_nothing_and_counts_what_is_shared(here: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["study", "rules.yaml", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert not Path("runs").exists()
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["sample", "made", "once", "for", "4", "runs"] in lines
+    assert ["train", "made", "4", "times", "for", "4", "runs"] in lines
