@@ -12,7 +12,6 @@ over the first training questions and their own solutions, because the teacher's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,27 +20,24 @@ from potstill import (
     models,
     preflight,
     prompts,
+    run_cost,
     runner,
     stages,
     teachers,
     thoughts,
     tokenization,
 )
-from potstill.data import assemble, labels, splits
+from potstill.data import assemble, splits
 from potstill.errors import UserError
-from potstill.evaluation import checkpoint, decoding
 from potstill.existing_run import INDENT, Progress, describe_existing_run, read_progress
 from potstill.recipe import Recipe
-from potstill.records import BASE, Question, Split
+from potstill.records import Question
 from potstill.storage import ledger
 from potstill.teachers.protocol import missing_chains
 from potstill.training import estimates, examples, on_policy
 
-SAMPLE_QUESTIONS = 200  # number of training questions whose prompts and solutions are tokenized to estimate lengths
 FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan has a time for each rate
-STAGE_NAMES = {"evaluation": "evaluate", "test": "test"}  # name in the plan -> stage
 FEW_QUESTIONS = 100  # below this number, the plan states the uncertainty of a score
-Sets = dict[str, dict[str, list[Question]]]  # set -> split -> questions
 
 
 def describe_run(recipe: Recipe, run_dir: Path | None = None, redo: str | None = None) -> str:
@@ -77,7 +73,7 @@ def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
         for source in recipe.sources:
             lines += _section(lambda source=source: _source_lines(recipe, source, train, run_dir, so_far), "teacher")
         lines += _section(lambda: _student_lines(recipe), "student")
-        plan = cache(lambda: _plan_step(recipe, train))  # two parts need it, and each names its error
+        plan = cache(lambda: run_cost.plan_step(recipe, train))  # two parts need it, and each names its error
         lines += _section(lambda: _training_lines(recipe, train, plan()), "training")
         lines += _section(lambda: _evaluation_lines(recipe, sets, so_far), "answers")
         lines += _section(lambda: ["", *_cost_lines(recipe, plan(), sets, so_far)], "cost")
@@ -85,7 +81,7 @@ def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
         n, formats = sum(len(by_split.get("test", [])) for by_split in sets.values()), len(recipe.evaluate.formats)
         answers = f"{n} x {formats} = {n * formats} of at most {recipe.evaluate.max_tokens} tokens"
         lines.append(f"student           {recipe.student.model or 'random weights'}, not trained")
-        lines += _section(lambda: _thought_lines(_open_chat_template(recipe)), "student")
+        lines += _section(lambda: _thought_lines(run_cost.open_chat_template(recipe)), "student")
         lines.append(f"answers           {answers}")
     lines += ["", *_section(lambda: _problem_lines(recipe, train, None if redo else run_dir), "problems")]
     return "\n".join(lines)
@@ -122,14 +118,14 @@ def _sampling_lines(recipe: Recipe, train: Sequence[Question], so_far: Progress)
     shape = models.read_shape(folder) if made.kind == "local" and folder is not None else None
     if shape is None or folder is None or build_prompt is None:
         return ["  time            no estimate for this model or library"] if chains else []
-    tokenizer, sample = tokenization.load_tokenizer(folder), splits.sample_by_hash(train, SAMPLE_QUESTIONS)
+    tokenizer, sample = tokenization.load_tokenizer(folder), splits.sample_by_hash(train, run_cost.SAMPLE_QUESTIONS)
     texts = [build_prompt(question).plain for question in sample]
     prompt = sum(len(encoded.ids) for encoded in tokenizer.encode_batch(texts)) / max(1, len(texts))
     tokens, rows = made.batch_tokens, made.batch_tokens / (prompt + made.max_tokens)
     rates = estimates.measure_rates(shape, tokens=tokens, rows=rows, precision="float32", dtype="float32")
     reads, writes = chains * prompt, chains * made.max_tokens
     seconds = estimates.answering_seconds(shape, reads=reads, writes=writes, rates=rates)
-    return [f"  time            about {_format_duration(seconds)} on this machine, if all chains take all their tokens"]
+    return [f"  time            about {format_duration(seconds)} on this machine, if all chains take all their tokens"]
 
 
 def _section(build: Callable[[], list[str]], name: str) -> list[str]:
@@ -194,10 +190,10 @@ def _student_lines(recipe: Recipe) -> list[str]:
     count, section = _parameter_count(recipe), recipe.student
     weights, chat = "random weights", None
     if section.model is not None:
-        path = _student_folder(recipe)
+        path = run_cost.student_folder(recipe)
         if path is not None:
             models.check_tokenizer(recipe, path)
-            chat = _open_chat_template(recipe)
+            chat = run_cost.open_chat_template(recipe)
         weights = f"{section.model} cannot be opened (the problem is below): the run would stop at train"
         if path is not None:
             missing = models.find_model(recipe, section.model, "student.model", section.revision).missing_bytes
@@ -213,13 +209,8 @@ def _student_lines(recipe: Recipe) -> list[str]:
         *_thought_lines(chat),
         f"  parameters      {count}",
     ]
-    saved = f"{_checkpoint_count(recipe)} of {4 * gib:.2f} GiB"
+    saved = f"{run_cost.checkpoint_count(recipe)} of {4 * gib:.2f} GiB"
     return [*lines, f"  checkpoints     {saved}, and the engine state of the newest: {engine}", ""]
-
-
-def _open_chat_template(recipe: Recipe) -> models.ChatTemplate | None:
-    path = _student_folder(recipe)
-    return models.chat_template_from_recipe(recipe, path) if path else None
 
 
 def _thought_lines(chat: models.ChatTemplate | None) -> list[str]:
@@ -234,41 +225,7 @@ def _thought_lines(chat: models.ChatTemplate | None) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _StepPlan:
-    """The expected size of an optimizer step.
-
-    lengths     format -> mean number of tokens of a prompt and of its target
-    chains      number of chains; None if the teacher cannot say
-    tokens      number of tokens that the model reads
-    supervised  number of tokens that it learns
-    """
-
-    lengths: dict[str, tuple[float, float]]
-    chains: int | None
-    tokens: float
-    supervised: float
-
-
-def _plan_step(recipe: Recipe, train: Sequence[Question]) -> _StepPlan:
-    section = recipe.train
-    quotas = {name: quota for name, quota in section.formats.items() if quota}
-    lengths = _mean_lengths(recipe, train, list(quotas), section.demonstrations)
-    chains, cap = teachers.from_recipe(recipe).count_chains(train), recipe.filter.max_per_question
-    if chains is not None and cap is not None:
-        chains = min(chains, len(train) * cap) or None
-    chains_per_prompt = examples.mean_chains_per_prompt(recipe, len(train), chains)
-    tokens = supervised = 0.0
-    for name, quota in quotas.items():
-        prompt, target = lengths[name]
-        share, rows = quota / sum(quotas.values()), chains_per_prompt if prompts.FORMATS[name].rationale else 1
-        tokens += share * (prompt + target * rows)  # the chains of a prompt share its tokens
-        supervised += share * target * rows
-    n = section.prompts_per_step
-    return _StepPlan(lengths, chains, n * tokens, n * supervised)
-
-
-def _training_lines(recipe: Recipe, train: Sequence[Question], plan: _StepPlan) -> list[str]:
+def _training_lines(recipe: Recipe, train: Sequence[Question], plan: run_cost.StepPlan) -> list[str]:
     """The lines about training. Raises UserError if training would fail."""
     section = recipe.train
     total, learnt = plan.tokens * section.steps, plan.supervised * section.steps
@@ -285,40 +242,6 @@ def _training_lines(recipe: Recipe, train: Sequence[Question], plan: _StepPlan) 
         limit = f"of at most {policy.max_tokens} tokens"
         lines.append(f"  repair          {policy.steps} steps on {texts} texts of the student each, {limit}")
     return [*lines, ""]
-
-
-def _mean_lengths(
-    recipe: Recipe, questions: Sequence[Question], formats: Sequence[str], demonstrations: int
-) -> dict[str, tuple[float, float]]:
-    """Format -> mean number of tokens of a prompt and of its target, over a sample of the questions.
-
-    demonstrations  number of demonstrations in a few-shot prompt; they are questions of the sample
-    """
-    tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
-    chat, instructions = _open_chat_template(recipe), labels.instructions(recipe)
-    sample = splits.sample_by_hash(questions, SAMPLE_QUESTIONS)
-    shown = [prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[:demonstrations]]
-
-    def mean(counts: Sequence[int]) -> float:
-        return sum(counts) / len(counts) if counts else 0.0
-
-    def mean_tokens(texts: list[str]) -> float:
-        return mean([len(encoded.ids) + 1 for encoded in tokenizer.encode_batch(texts)])
-
-    lengths = {}
-    for name in formats:
-        format = prompts.FORMATS[name]
-        inputs = [prompts.build_prompt(q.text, format, shown, instruction=instructions.get(q.task, "")) for q in sample]
-        solutions = [
-            prompts.format_solution(q.rationale or "", q.gold) if format.rationale else prompts.format_answer(q.gold)
-            for q in sample
-        ]
-        if chat:
-            prompt = mean([len(chat.encode(chat.render(turns))) for turns in inputs])
-        else:
-            prompt = mean_tokens([turns.plain for turns in inputs])
-        lengths[name] = prompt, mean_tokens(solutions)
-    return lengths
 
 
 def _format_lines(
@@ -343,12 +266,12 @@ def _format_lines(
     ]
     if at_least and chains is not None:
         lines.append(f"{INDENT}(>= because some of the {chains} chains may be wrong or dropped)")
-    n = min(len(train), SAMPLE_QUESTIONS)
+    n = min(len(train), run_cost.SAMPLE_QUESTIONS)
     return [*lines, f"{INDENT}prompt, target: tokens, means over {n} questions and their own solutions"]
 
 
-def _evaluation_lines(recipe: Recipe, sets: Sets, so_far: Progress) -> list[str]:
-    formats, evaluations = len(recipe.evaluate.formats), _list_evaluations(recipe, sets, so_far)
+def _evaluation_lines(recipe: Recipe, sets: run_cost.Sets, so_far: Progress) -> list[str]:
+    formats, evaluations = len(recipe.evaluate.formats), run_cost.list_evaluations(recipe, sets, so_far)
     column = " x samples" if any(evaluation.samples > 1 for evaluation in evaluations) else ""
     lines = [f"answers           of at most {recipe.evaluate.max_tokens} tokens; steps x questions x formats{column}"]
     for one in evaluations:
@@ -359,118 +282,43 @@ def _evaluation_lines(recipe: Recipe, sets: Sets, so_far: Progress) -> list[str]
     return lines
 
 
-@dataclass(frozen=True, slots=True)
-class _Evaluation:
-    """The answers of one stage: every step, including the base, answers every question `samples` times.
-
-    steps  number of checkpoints that are left to evaluate; `done`: that are evaluated already
-    base   whether the base is left to evaluate
-    """
-
-    stage: str
-    steps: int
-    done: int
-    base: bool
-    questions: list[Question]
-    samples: int
-
-
-def _list_evaluations(recipe: Recipe, sets: Sets, so_far: Progress) -> list[_Evaluation]:
-    steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.interpolate or ())) + 1
-    tested = (3 if recipe.on_policy else 2) + len(recipe.select.also or ())  # fewer, if choices coincide
-    rows: list[tuple[str, int, Split]] = [("evaluation", steps, "validation"), ("test", tested, "test")]
-    evaluations = []
-    for stage, times, split in rows:
-        specs = decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split))
-        questions = [question for by_split in sets.values() for question in by_split.get(split, [])]
-        done = so_far.evaluated.get(STAGE_NAMES[stage], ())
-        left, samples = max(0, times - len(done)), sum(spec.samples for spec in specs)
-        evaluations.append(_Evaluation(stage, left, len(done), BASE.name not in done, questions, samples))
-    return evaluations
-
-
-def _cost_lines(recipe: Recipe, plan: _StepPlan, sets: Sets, so_far: Progress) -> list[str]:
+def _cost_lines(recipe: Recipe, plan: run_cost.StepPlan, sets: run_cost.Sets, so_far: Progress) -> list[str]:
     """Time and memory of training and evaluation. Raises UserError if the model is missing."""
-    shape = _find_shape(recipe)
-    if shape is None:
+    cost = run_cost.estimate_cost(recipe, plan, sets, so_far)
+    if cost is None:
         return ["cost              no estimate: the model has another architecture, or its size is unknown"]
-    section, evaluate = recipe.train, recipe.evaluate
-    batch = min(section.batch_tokens, plan.tokens)
-    memory = estimates.training_memory(
-        shape,
-        tokens=batch,
-        precision=section.precision,
-        adapters=section.lora > 0,
-        adafactor=section.optimizer == "adafactor",
-        copies=section.async_checkpoints,
-        checkpointing=section.gradient_checkpointing,
-    )
-    steps = max(0, section.steps - so_far.trained)
-    left = f" ({steps} steps are left)" if so_far.trained else ""
-    operations = steps * estimates.training_operations(
-        shape, tokens=plan.tokens, supervised=plan.supervised, adapters=section.lora > 0
-    )
-    reads = writes = rows = 0.0
-    for one in (evaluation for evaluation in _list_evaluations(recipe, sets, so_far) if evaluation.steps):
-        lengths = _mean_lengths(recipe, one.questions, evaluate.formats, section.demonstrations)
-        for prompt, target in lengths.values():
-            budget = evaluate.base_max_tokens or evaluate.max_tokens
-            n, target = len(one.questions) * one.samples, min(target, evaluate.max_tokens)
-            reads += one.steps * len(one.questions) * prompt
-            writes += n * (one.base * budget + (one.steps - one.base) * target)
-            rows = max(rows, min(n, evaluate.batch_tokens / (prompt + budget)))
-    rates = training_rate, decoding_rate = estimates.measure_rates(
-        shape, tokens=batch, rows=rows, precision=section.precision, dtype=evaluate.dtype
-    )
-    answers = estimates.evaluation_memory(shape, tokens=evaluate.batch_tokens, dtype=evaluate.dtype)
-    parts = sorted(((size, name) for name, size in memory.items()), reverse=True)
+    parts = sorted(((size, name) for name, size in cost.memory.items()), reverse=True)
     lines = [
-        f"memory            about {_format_gib(sum(memory.values()))} in training:",
+        f"memory            about {_format_gib(sum(cost.memory.values()))} in training:",
         *(f"{INDENT}{_format_gib(size)}: {name}" for size, name in parts),
     ]
-    if section.sharding == "full":
+    if recipe.train.sharding == "full":
         lines.append(f"{INDENT}everything except the activations is split among the processes")
-    times = [f"{_format_duration(operations / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
-    if not operations and not writes:
+    if not cost.operations and not cost.answering_seconds:
         return [*lines, "time              nothing is left to train or to evaluate"]
-    training = operations / training_rate
-    answering = estimates.answering_seconds(shape, reads=reads, writes=writes, rates=rates)
-    if evaluate.engine == "transformers":
-        lines.append(f"{INDENT}about {_format_gib(sum(answers.values()))} in evaluation")
-        both = f"{_format_duration(training)} for training and {_format_duration(answering)} for answers"
-        here = f"{_format_duration(training + answering)}: {both}"
+    training = format_duration(cost.training_seconds)
+    if cost.answering_memory is not None:
+        lines.append(f"{INDENT}about {_format_gib(cost.answering_memory)} in evaluation")
+        both = f"{training} for training and {format_duration(cost.answering_seconds)} for answers"
+        here = f"{format_duration(cost.training_seconds + cost.answering_seconds)}: {both}"
     else:
-        here = f"{_format_duration(training)} for training; none for answers by {evaluate.engine}"
+        here = f"{training} for training; none for answers by {recipe.evaluate.engine}"
+    times = [f"{format_duration(cost.operations / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
+    left = f" ({max(0, recipe.train.steps - so_far.trained)} steps are left)" if so_far.trained else ""
+    training_rate, decoding_rate = cost.rates
     return [
         *lines,
         f"time              about {here}, on this machine:",
         f"{INDENT}training at {training_rate / 1e12:.3f} TFLOP/s, writing at {decoding_rate / 1e12:.3f}; both follow from",
         f"{INDENT}products of this size, which were measured now. Answers of the base count with all their tokens",
-        f"{INDENT}training takes {operations:.2g} operations{left}: {', '.join(times)}",
+        f"{INDENT}training takes {cost.operations:.2g} operations{left}: {', '.join(times)}",
     ]
 
 
-def _find_shape(recipe: Recipe) -> models.Shape | None:
-    """The size of the student; None if it is unknown."""
-    if recipe.student.shape is not None:
-        size = tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size
-        return models.shape_from_recipe(recipe, size)
-    path = _student_folder(recipe)
-    return None if path is None else models.read_shape(path)
-
-
-def _student_folder(recipe: Recipe) -> Path | None:
-    """The folder of the student's model; None if the model is not available."""
-    try:
-        return models.model_folder(recipe) if recipe.student.model else None
-    except UserError:
-        return None
-
-
 def _parameter_count(recipe: Recipe) -> int | None:
-    if recipe.student.shape is not None and (shape := _find_shape(recipe)) is not None:
+    if recipe.student.shape is not None and (shape := run_cost.find_shape(recipe)) is not None:
         return models.count_parameters(shape)
-    path = _student_folder(recipe)
+    path = run_cost.student_folder(recipe)
     if path is None:
         return None
     try:
@@ -482,16 +330,11 @@ def _parameter_count(recipe: Recipe) -> int | None:
         return None if shape is None else models.count_parameters(shape)
 
 
-def _checkpoint_count(recipe: Recipe) -> int:
-    """The number of checkpoints that training saves."""
-    return len(recipe.train.checkpoint_steps)
-
-
 def _format_gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
-def _format_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

@@ -10,7 +10,7 @@ import pytest
 
 import stub
 import tiny
-from potstill import dry_run, models, preflight, runner, stages
+from potstill import dry_run, models, preflight, run_cost, runner, stages
 from potstill.errors import UserError
 from potstill.inference import engine
 from potstill.storage import ledger, segments
@@ -266,7 +266,7 @@ def test_an_error_of_potstill_is_a_line_of_the_plan(
     def broken(*_: object) -> None:
         raise KeyError("no such size")
 
-    monkeypatch.setattr(dry_run, "_find_shape", broken)
+    monkeypatch.setattr(run_cost, "find_shape", broken)
     text = dry_run.describe_run(tiny.recipe(world), tmp_path / "none")
     assert "cost              no estimate: an error in potstill, please report it: KeyError: 'no such size'" in text
     assert "problems          none found" in text and "evaluation      3 x 11 x 2 = 66" in text

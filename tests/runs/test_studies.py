@@ -18,6 +18,8 @@ import tiny
 from fork_server import exit_code, start_command
 from potstill import cli, runner, study
 from potstill.errors import UserError
+from potstill.report.group_files import read_groups
+from potstill.report.group_scores import score_groups
 from potstill.storage import atomic, manifest
 
 STUDY = """
@@ -233,5 +235,46 @@ def test_the_plan_writes_nothing_and_counts_what_is_shared(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert not Path("runs").exists()
     lines = [line.split() for line in result.output.splitlines()]
-    assert ["sample", "made", "once", "for", "4", "runs"] in lines
-    assert ["train", "made", "4", "times", "for", "4", "runs"] in lines
+    assert ["sample", "once", "for", "4", "runs"] in lines
+    assert ["train", "4", "times", "for", "4", "runs"] in lines
+
+
+def test_the_plan_has_the_cost_of_what_is_left(here: Path) -> None:
+    def plan(*changes: str) -> list[str]:
+        options = [word for change in changes for word in ("--set", change)]
+        result = CliRunner().invoke(cli.app, ["study", "rules.yaml", "--dry-run", *options])
+        assert result.exit_code == 0, result.output
+        return result.output.splitlines()
+
+    def asks(lines: list[str]) -> list[str]:
+        return [line for line in lines if line.startswith("teacher")]
+
+    before = plan()
+    assert asks(before) == [line for line in asks(before) if "(in one-hot.seed-3)" in line] and len(asks(before)) == 1
+    assert any(line.startswith("time") for line in before)
+    make_all()
+    done = plan()
+    assert "4 different runs, of which 4 are finished" in done
+    assert not asks(done) and not any(line.startswith("time") for line in done)
+    longer = plan("train.prompts_per_step=7")
+    assert not asks(longer) and any(line.startswith("time") for line in longer), "only the training is made again"
+    assert len(asks(plan("teacher.seed=9"))) == 1
+
+
+def test_tables_have_the_scores_of_compare_with_the_names_of_the_choices(here: Path) -> None:
+    plan = make_all()
+    (table,) = study.read_tables(plan)
+    assert [group.label for group in table.groups[1:]] == ["one-hot", "span"] and table.groups[0].is_base
+    assert [len(group.runs) for group in table.groups[1:]] == [2, 2] and not table.missing
+    groups = read_groups([run.run_dir for run in plan.runs])
+    theirs = {
+        (row.answers, row.set, row.n): row.by_seed for row in score_groups(groups) if row.group == groups[1].label
+    }
+    ours = {(row.answers, row.set, row.n): row.by_seed for row in table.scores if row.group == "span"}
+    assert ours and ours == theirs
+    paths = study.write_table(plan, table)
+    assert [path.name for path in paths] == ["rules.csv", "rules.md", "rules.tex"]
+    assert "span" in paths[1].read_text("utf-8")
+    atomic.remove(plan.runs[3].run_dir / "report")
+    (table,) = study.read_tables(plan)
+    assert table.missing == ("span.seed-4",) and len(table.groups[2].runs) == 1

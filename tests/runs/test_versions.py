@@ -75,6 +75,7 @@ COUNTED_AS = {
     "runner": None,
     "export": None,  # reads a finished run
     "dry_run": None,
+    "run_cost": None,
     "demo": None,
     "study": None,  # makes runs
     "cli": None,

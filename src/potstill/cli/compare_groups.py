@@ -60,7 +60,7 @@ def compare_groups(
         rows = {"groups": of_groups, "scores": [asdict(score) for score in scores]}
         print(json.dumps({"split": split, **rows, "note": " ".join(table_notes(scores))}, ensure_ascii=False))
     else:
-        _print_tables(groups, scores, split)
+        print_tables(groups, scores, split)
     if out is not None:
         storage.write_file(out, WRITERS[out.suffix](groups, scores, split).encode("utf-8"))
         progress.print_line(f"table: {out}")
@@ -85,10 +85,12 @@ def _read_scores(
     return groups, scores, split
 
 
-def _print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> None:
+def print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> None:
+    """Print a table for each format and decoding, the runs of each group, and what the intervals hold for."""
     console = Console(soft_wrap=True)
     for answers, sets in build_score_tables(groups, scores):
-        table = Table("", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("", no_wrap=True)
         for column in COLUMNS:
             table.add_column(column, justify="right", no_wrap=True)
         for title, lines in sets:

@@ -9,8 +9,7 @@ Heavy libraries are imported only when a command runs.
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -59,6 +58,8 @@ def _study(
 
     plan = study.open_study(path, changes or (), quick=quick)
     if dry_run:
+        from potstill.study.plan import describe_study
+
         for line in describe_study(plan):
             typer.echo(line)
         return
@@ -71,30 +72,24 @@ def _study(
         command += ["--set", change]
     command += ["--quick"] * quick + ["--redo-outdated"] * redo_outdated + ["--run"]
     results = study.make_runs(plan, command, jobs=jobs, shard=(part.number, part.count) if part else (1, 1))
+    if part is not None and not all(map(study.is_finished, plan.runs)):
+        typer.echo(f"when all {part.count} shards are done, write the tables with: potstill study {path}", err=True)
+    else:
+        _print_results(plan)
     _refuse_failures(path, results)
 
 
-def describe_study(study: Study) -> Iterator[str]:
-    """The plan of a study: its experiments, its runs, and how often each stage is made."""
-    from potstill.stages import recipe_stages
-    from potstill.study import count_shared, is_finished
+def _print_results(study: Study) -> None:
+    """Print the table of every experiment, and write it to files."""
+    from potstill.cli.compare_groups import print_tables
+    from potstill.study import read_tables, write_table
 
-    runs = {run.name: run for run in study.runs}
-    yield f"plan of {study.name} (nothing is written); folder: {study.folder}"
-    for experiment in study.experiments:
-        yield ""
-        yield f"{experiment.name}: {experiment.title or 'one grid'}"
-        for axis in experiment.axes:
-            names = dict.fromkeys(runs[name].choices.get(axis, "") for name in experiment.runs)
-            yield f"  {axis:<30} {', '.join(filter(None, names))}"
-        yield f"  {'runs':<30} {len(experiment.runs)}"
-    yield ""
-    finished = sum(map(is_finished, study.runs))
-    yield f"{len(study.runs)} different runs, of which {finished} are finished"
-    stages = Counter(name for run in study.runs for name in recipe_stages(run.recipe))
-    for name, made in count_shared(study).items():
-        times = "once" if made == 1 else f"{made} times"
-        yield f"  {name:<10} made {times} for {stages[name]} runs"
+    for table in read_tables(study):
+        typer.echo(f"\n{table.experiment.name}: {table.experiment.title or study.title}".rstrip(": "))
+        print_tables(table.groups, table.scores, "test")
+        if table.missing:
+            typer.echo(f"not in the table, because they are not finished: {', '.join(table.missing)}")
+        typer.echo(f"tables: {', '.join(map(str, write_table(study, table)))}")
 
 
 def _refuse_failures(path: Path, results: Sequence[RunResult]) -> None:

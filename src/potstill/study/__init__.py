@@ -5,16 +5,18 @@
     [run.name for run in plan.runs]         # one name for each combination of the grid's choices
     study.make_runs(plan, jobs=2)           # runs/findings/<run>, each in a process of its own
 
-`grid` expands a study file into runs. `shared_stages` decides which run makes a stage for the others, and `processes` makes
-the runs.
+`grid` expands a study file into runs. `shared_stages` decides which run makes a stage for the others, `processes` makes the
+runs, and `results` writes the tables.
 """
 
 from potstill.study.grid import Experiment, Study, StudyRun, open_study
 from potstill.study.processes import RunResult, is_finished, make_run, make_runs
+from potstill.study.results import ExperimentTable, read_tables, write_table
 from potstill.study.shared_stages import count_shared, stage_keys
 
 __all__ = [
     "Experiment",
+    "ExperimentTable",
     "RunResult",
     "Study",
     "StudyRun",
@@ -23,5 +25,7 @@ __all__ = [
     "make_run",
     "make_runs",
     "open_study",
+    "read_tables",
     "stage_keys",
+    "write_table",
 ]

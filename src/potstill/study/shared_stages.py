@@ -63,12 +63,31 @@ def count_shared(study: Study) -> dict[str, int]:
 
 def find_maker(runs: Sequence[StudyRun], name: str) -> StudyRun:
     """The run that makes a stage for runs that share it: one that has made it, or has begun, or else the first."""
-    states = {run.name: manifest.read_state(run.run_dir / name) for run in runs}
-    for wanted in (lambda state: state.manifest is not None, lambda state: not state.is_empty):
+    for has in (has_made, _has_begun):
         for run in runs:
-            if wanted(states[run.name]):
+            if has(run, name):
                 return run
     return runs[0]
+
+
+def has_made(run: StudyRun, name: str) -> bool:
+    """Whether a run has finished a stage and all stages before it, with the keys that its recipe has now."""
+    names = recipe_stages(run.recipe)
+    for part in names[: names.index(name) + 1]:
+        done = manifest.read_state(run.run_dir / part).manifest
+        if done is None or not _has_keys(done.identity, run.recipe):
+            return False
+    return True
+
+
+def _has_begun(run: StudyRun, name: str) -> bool:
+    """Whether a run has made a part of a stage, with the keys that its recipe has now."""
+    state = manifest.read_state(run.run_dir / name)
+    return not state.is_empty and state.begun is not None and _has_keys(state.begun, run.recipe)
+
+
+def _has_keys(identity: Identity, recipe: Recipe) -> bool:
+    return dict(identity.recipe) == runner.identity_keys(recipe, identity.stage)
 
 
 def share_stages(study: Study, run: StudyRun) -> None:

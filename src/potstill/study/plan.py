@@ -1,0 +1,161 @@
+"""The plan of a study: how often each stage is made, what the teachers are asked, and how long the rest takes.
+
+    print("\n".join(describe_study(study)))      # what `potstill study STUDY --dry-run` prints
+
+Estimates are those of `potstill run --dry-run`, for the runs that are not finished. A stage that several runs share counts
+once. Runs that differ only in seeds have the same estimate, which is made once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from potstill import demo, models, run_cost, runner, teachers
+from potstill.data import assemble
+from potstill.dry_run import format_duration
+from potstill.errors import UserError
+from potstill.existing_run import Progress, read_progress
+from potstill.recipe import Recipe
+from potstill.records import Question
+from potstill.stages import recipe_stages
+from potstill.storage import ledger
+from potstill.study.grid import DEMO, Study, StudyRun
+from potstill.study.processes import is_finished
+from potstill.study.shared_stages import count_shared, find_maker, has_made, stage_keys
+
+SEEDS: Final = {"seed": True, "teacher": {"seed"}, "train": {"seed"}, "evaluate": {"seed"}, "name": True}
+
+
+@dataclass(frozen=True, slots=True)
+class RunEstimate:
+    """Seconds that a run takes alone on this machine; None: no estimate, for the reason in `problem`."""
+
+    training: float | None
+    answering: float | None
+    problem: str = ""
+
+
+def describe_study(study: Study) -> Iterator[str]:
+    """The plan as lines of text. Nothing is written, except the demo's data if the base recipe is the demo."""
+    if study.recipe == DEMO:
+        demo.copy_data_once()
+    runs = {run.name: run for run in study.runs}
+    yield f"plan of {study.name} (nothing is written); folder: {study.folder}"
+    for experiment in study.experiments:
+        yield ""
+        yield f"{experiment.name}: {experiment.title or 'one grid'}"
+        for axis in experiment.axes:
+            names = dict.fromkeys(runs[name].choices.get(axis, "") for name in experiment.runs)
+            yield f"  {axis:<30} {', '.join(filter(None, names))}"
+        yield f"  {'runs':<30} {len(experiment.runs)}"
+    left = [run for run in study.runs if not is_finished(run)]
+    yield ""
+    yield f"{len(study.runs)} different runs, of which {len(study.runs) - len(left)} are finished"
+    stages = Counter(name for run in study.runs for name in recipe_stages(run.recipe))
+    for name, made in count_shared(study).items():
+        yield f"  {name:<10} {'once' if made == 1 else f'{made} times'} for {stages[name]} runs"
+    yield from _describe_rest(study, left)
+
+
+def _describe_rest(study: Study, left: Sequence[StudyRun]) -> Iterator[str]:
+    """What is left: the lines of every teacher that is asked, and the time of all runs together."""
+    spent = [run for run in study.runs if ledger.ledger_paths(run.run_dir)]
+    for run in spent:
+        yield f"  spent      {run.name}: {ledger.describe_usage(run.run_dir)}"
+    if not left:
+        return
+    with models.without_weights():
+        for run in find_samplers(study, left):
+            yield ""
+            yield from _describe_teachers(run)
+        estimates: dict[str, RunEstimate] = {}
+        of_run = []
+        for run in left:
+            key = run.recipe.model_dump_json(exclude=SEEDS)  # type: ignore[arg-type]
+            if key not in estimates:
+                estimates[key] = estimate_run(run)
+            of_run.append(estimates[key])
+    yield ""
+    training, answering = _share_times(study, left, of_run)
+    times = f"{format_duration(training)} for training and {format_duration(answering)} for answers"
+    yield f"time         about {format_duration(training + answering)} on this machine, one run at a time: {times}"
+    yield "             of which the base's answers, which are made once, count for every run"
+    for problem, number in Counter(one.problem for one in of_run if one.problem).items():
+        yield f"             without {number} of {len(left)} runs: {problem}"
+
+
+def find_samplers(study: Study, left: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs that ask a teacher: for every sampling that some run still needs, the run that makes it."""
+    keys = {run.name: stage_keys(run.recipe).get("sample") for run in study.runs}
+    samplers: dict[str, StudyRun] = {}
+    for run in left:
+        key = keys[run.name]
+        if key is None or key in samplers:
+            continue
+        maker = find_maker([other for other in study.runs if keys[other.name] == key], "sample")
+        if not has_made(maker, "sample"):
+            samplers[key] = maker
+    return list(samplers.values())
+
+
+def estimate_run(run: StudyRun) -> RunEstimate:
+    """The time of what is left of a run."""
+    try:
+        cost = _estimate_cost(run.recipe, _read_progress(run))
+    except UserError as fault:
+        return RunEstimate(None, None, f"{fault.where}: {fault.what}")
+    if cost is None:
+        return RunEstimate(None, None, "the model has another architecture, or its size is unknown")
+    return RunEstimate(cost.training_seconds, cost.answering_seconds)
+
+
+def _estimate_cost(recipe: Recipe, so_far: Progress) -> run_cost.RunCost | None:
+    sets = assemble.assemble_questions(recipe).questions
+    return run_cost.estimate_cost(recipe, run_cost.plan_step(recipe, _training_questions(recipe, sets)), sets, so_far)
+
+
+def _training_questions(recipe: Recipe, sets: run_cost.Sets) -> list[Question]:
+    return [question for name in recipe.questions.train for question in sets[name].get("train", [])]
+
+
+def _read_progress(run: StudyRun) -> Progress:
+    if not (run.run_dir / "recipe.yaml").is_file():
+        return Progress()
+    return read_progress(run.recipe, run.run_dir, runner.plan_stages(run.recipe, run.run_dir))
+
+
+def _describe_teachers(run: StudyRun) -> Iterator[str]:
+    """The lines of `potstill run --dry-run` about the chains that a run samples, for itself and for others."""
+    recipe = run.recipe
+    try:
+        train = _training_questions(recipe, assemble.assemble_questions(recipe).questions)
+        so_far = _read_progress(run)
+        for name, source in recipe.sources.items():
+            with teachers.name_source(name):
+                stored = so_far.of_source(run.run_dir, name).stored
+                first, *lines = teachers.from_recipe(source).forecast(train, stored)
+            yield f"{first}  (in {run.name})"
+            yield from lines
+    except UserError as fault:
+        yield f"teacher           no estimate: {fault.where}: {fault.what}"
+
+
+def _share_times(study: Study, left: Sequence[StudyRun], of_run: Sequence[RunEstimate]) -> tuple[float, float]:
+    """Seconds of training and of answers, where runs that share a stage count once."""
+    totals = {"train": 0.0, "evaluate": 0.0}
+    seen = set[str]()
+    finished = {
+        key
+        for run in study.runs
+        for name, key in stage_keys(run.recipe).items()
+        if name in totals and has_made(run, name)
+    }
+    for run, estimate in zip(left, of_run, strict=True):
+        for name, key in stage_keys(run.recipe).items():
+            if name in totals and key not in seen | finished:
+                seen.add(key)
+                totals[name] += (estimate.training if name == "train" else estimate.answering) or 0.0
+    return totals["train"], totals["evaluate"]

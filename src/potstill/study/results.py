@@ -1,0 +1,75 @@
+"""The tables of a study: for each experiment, the scores of its groups, where the runs of a group differ only in seeds.
+
+    for table in read_tables(study):
+        files = write_table(study, table)        # runs/STUDY/tables/EXPERIMENT.csv, .md and .tex
+
+The base of every student is a group, too. The first choice of the grid is the one that the others are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from potstill import storage
+from potstill.report.group_files import read_groups
+from potstill.report.group_scores import SEED_KEYS, GroupScore, SeedGroup, score_groups
+from potstill.report.score_tables import WRITERS
+from potstill.study.grid import Experiment, Study, StudyRun
+from potstill.study.processes import is_finished
+
+TABLE_FOLDER: Final = "tables"
+SPLIT: Final = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentTable:
+    """The scores of an experiment on test questions.
+
+    groups   the base of every student, then the groups in the order of the grid
+    missing  the names of runs that are not finished, and are not in the table
+    """
+
+    experiment: Experiment
+    groups: tuple[SeedGroup, ...]
+    scores: tuple[GroupScore, ...]
+    missing: tuple[str, ...]
+
+
+def read_tables(study: Study) -> Iterator[ExperimentTable]:
+    """The table of every experiment that has a finished run. Raises UserError as `read_groups` does."""
+    finished = {run.name: run for run in study.runs if is_finished(run)}
+    for experiment in study.experiments:
+        runs = [finished[name] for name in experiment.runs if name in finished]
+        if not runs:
+            continue
+        groups = name_groups(read_groups([run.run_dir for run in runs], base=True), experiment, runs)
+        first = next(index for index, group in enumerate(groups) if not group.is_base)
+        missing = tuple(name for name in experiment.runs if name not in finished)
+        yield ExperimentTable(experiment, groups, score_groups(groups, baseline=first), missing)
+
+
+def name_groups(groups: Sequence[SeedGroup], experiment: Experiment, runs: Sequence[StudyRun]) -> tuple[SeedGroup, ...]:
+    """The groups, named by the choices of the grid without the seeds; `a, b` for the choices a and b of two axes."""
+    of_folder = {str(run.run_dir): run for run in runs}
+    axes = [axis for axis in experiment.axes if axis not in SEED_KEYS]
+    labels = []
+    for group in groups:
+        choices = of_folder[group.runs[0].name].choices
+        named = ", ".join(choices[axis] for axis in axes if axis in choices) or experiment.name
+        labels.append(group.label if group.is_base else named)
+    if len(set(labels)) < len(labels):
+        return tuple(groups)
+    return tuple(replace(group, label=label) for group, label in zip(groups, labels, strict=True))
+
+
+def write_table(study: Study, table: ExperimentTable) -> list[Path]:
+    """Write a table as CSV, Markdown and LaTeX. Returns the paths of the files."""
+    paths = []
+    for suffix, write in WRITERS.items():
+        path = study.folder / TABLE_FOLDER / f"{table.experiment.name}{suffix}"
+        storage.write_file(path, write(table.groups, table.scores, SPLIT).encode("utf-8"))
+        paths.append(path)
+    return paths
