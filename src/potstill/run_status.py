@@ -133,7 +133,8 @@ def describe_counts(stage: str, counts: Mapping[str, Any]) -> str:
         case "evaluate" | "test":
             return f"{len(counts['steps'])} checkpoints: {', '.join(map(str, counts['steps']))}"
         case "select":
-            return f"step {counts['step']}"
+            excluded = f"; {counts['excluded']} excluded by select.retain" if counts.get("excluded") else ""
+            return f"step {counts['step']}{excluded}"
         case _:
             return f"{counts['files']} files"
 

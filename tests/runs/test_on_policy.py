@@ -96,6 +96,7 @@ def test_it_is_a_row_of_the_report(repaired: Path) -> None:
     assert "3 steps on its own answers to more" in page and "the others (grey)" in page and "control:" not in page
     assert "for 3 more steps" in (repaired / "student" / "README.md").read_text()
     assert '"repaired"' in (repaired / "report" / "summary.csv").read_text()
+    assert f'"{lines[1].checkpoint.step}+3"' in (repaired / "report" / "pareto.csv").read_text()
 
 
 def test_nothing_that_is_measured_is_asked(repaired: Path) -> None:

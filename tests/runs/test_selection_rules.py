@@ -17,8 +17,10 @@ from potstill.evaluation import checkpoint, choice
 from potstill.recipe import parse_recipe
 from potstill.recipe.selection import WITHOUT_RETAIN
 from potstill.records import Checkpoint, Choice
+from potstill.report import collect
 from potstill.report.model import WITHOUT_BOUNDS
 from potstill.run_status import read_status
+from potstill.stages import open_stage
 from potstill.storage import manifest
 
 STEPS = ("train.checkpoint_every=1", "train.steps=4")
@@ -90,6 +92,8 @@ def test_the_choice_says_how_it_was_made(large: Path, run_dir: Path) -> None:
     assert made.equal == (Checkpoint(2),) and made.optimism is not None and 0 <= made.optimism < 0.2
     identity = manifest.read_manifest(run_dir / "select" / "manifest.json").identity.recipe
     assert identity["select.retain.generic"] == 20.0 and identity["questions.generic"] == ["more"]
+    status = {stage.stage: stage.text for stage in read_status(run_dir).stages}
+    assert status["select"] == "step 2; 2 excluded by select.retain"
     weighted = choose(large, tiny.before(run_dir, run_dir.parent / "weighted", "select"), *WEIGHTED)
     assert weighted.weights == (("more", 5.0), ("other", 1.0)) and not weighted.bounds
 
@@ -243,6 +247,19 @@ def test_what_a_recipe_does_not_have_is_refused(select: str, code: str) -> None:
     with pytest.raises(UserError) as fault:
         parse_recipe(f"name: a\nselect: {select}\n", "a.yaml")
     assert fault.value.code == code
+
+
+def test_early_stopping_depends_on_the_rule_and_not_on_bounds(large: Path) -> None:
+    changes = ("train.early_stopping_patience=1", BOUND, ALSO, *WEIGHTED)
+    free = set(open_stage("train").free(tiny.recipe(large, *changes)))
+    assert {"select.retain.generic", "select.also"} <= free and not {"select.rule", "select.weights.more"} & free
+    assert "select.weights.more" in open_stage("train").free(tiny.recipe(large, *changes[:3], WEIGHTED[1]))
+
+
+def test_the_page_of_a_weighted_rule_says_what_was_not_measured(large: Path) -> None:
+    sets = "questions={train: [sums], in_distribution: [sums], out_of_distribution: [], generic: []}"
+    [note] = collect.note_groups(tiny.recipe(large, sets, "select={rule: weighted, weights: {sums: 1}}"))
+    assert "questions of sums, by their weighted mean accuracy." in note and "No generic set was measured" in note
 
 
 def test_a_weighted_rule_needs_no_other_sets() -> None:

@@ -25,6 +25,8 @@ UNITS: Final = {
     "on_policy.warmup_steps": "optimizer steps",
     "stable_steps": "optimizer steps",
     "checkpoint_every": "optimizer steps",
+    "train.checkpoints": "optimizer steps",
+    "select.retain": "points (hundredths) of accuracy",
     "early_stopping_patience": "checkpoints",
     "peak_flops": "operations per second",
     "prompts_per_step": "prompts",

@@ -447,12 +447,13 @@ def _note_answers(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterato
 
 
 def note_groups(recipe: Recipe) -> Iterator[str]:
-    """What the scores do not show, if the checkpoint was selected in distribution and groups of sets are empty."""
-    sets = recipe.questions
-    if recipe.select.rule != "in-distribution":
+    """What the scores do not show, if the checkpoint was not selected out of distribution and groups of sets are empty."""
+    sets, rule = recipe.questions, recipe.select.rule
+    if rule == "mean-out-of-distribution":
         return
+    how = "in distribution" if rule == "in-distribution" else "by their weighted mean accuracy"
     yield (
-        f"The checkpoint was selected on validation questions of {', '.join(sets.in_distribution)}, in distribution."
+        f"The checkpoint was selected on validation questions of {', '.join(choices.list_rule_sets(recipe, rule))}, {how}."
         + ("" if sets.out_of_distribution else " No out-of-distribution set was measured: the scores do not show")
         + ("" if sets.out_of_distribution else " how the student does on questions of another kind.")
         + ("" if sets.generic else " No generic set was measured: the scores do not show what the student lost.")

@@ -90,4 +90,8 @@ class Select(Stage):
         )
         path = run_dir / "select" / checkpoint.CHOICE_FILE
         storage.write_json(path, to_json(chosen))
-        return StageResult([path], {"step": chosen.checkpoint.json_value})
+        counts = {"step": chosen.checkpoint.json_value}
+        if chosen.bounds:
+            excluded = [step for step, _ in chosen.table if not all(bound.keeps(step) for bound in chosen.bounds)]
+            counts["excluded"] = len(excluded)
+        return StageResult([path], counts)
