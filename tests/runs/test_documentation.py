@@ -37,6 +37,8 @@ PAGES = sorted(path for path in DOCS.rglob("*.md") if "reference" not in path.re
 IDS = [path.relative_to(DOCS).as_posix() for path in PAGES]
 # Mappings whose keys are the reader's own.
 FREE = {
+    "select.retain",
+    "select.weights",
     "sets.NAME.fields",
     "teacher.server.extra",
     "transfer.rewrite",
