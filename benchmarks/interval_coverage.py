@@ -1,6 +1,6 @@
 """How often intervals over seeds and questions contain the truth, in simulated studies.
 
-    python benchmarks/interval_coverage.py [--studies 2000] [--level 0.95] [--numbers "share right" ...]
+    python benchmarks/interval_coverage.py [--studies 2000] [--level 0.95] [--numbers "share right" ...] [--spreads 0.2 ...]
 
 A study asks students with several seeds the same questions. The log-odds of a right answer are the sum of a level, the
 difficulty of the question (normal, 1.5), the student's own strength on it (normal, 0.5) and the seed's strength (normal,
@@ -8,9 +8,10 @@ difficulty of the question (normal, 1.5), the student's own strength on it (norm
 over all seeds and questions, by quadrature. The numbers are the share right of one student, its difference from its base,
 whose weights no seed decided, the difference of two students, and the same if the seeds of the second do not differ.
 
-Prints two Markdown tables. The first has, for each number, spread of seeds and number of seeds, the lowest coverage over
+Prints three Markdown tables. The first has, for each number, spread of seeds and number of seeds, the lowest coverage over
 the numbers of questions (50, 200, 500) and levels, with where it is, and the median half width in points at 200
-questions. The second compares ways to make the interval of a share, at 200 questions.
+questions. The second compares ways to make the interval of a share, at 200 questions. The third counts false claims: six
+seeds of one recipe are split into three and three in all ten ways, and a difference is claimed if its interval is without 0.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -45,17 +47,22 @@ def main() -> None:
     parser.add_argument("--level", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--numbers", nargs="+", default=NUMBERS, choices=NUMBERS)
+    parser.add_argument("--spreads", nargs="+", type=float, default=SPREADS)
     args = parser.parse_args()
-    print("\n".join(write_coverage(args.numbers, args.studies, args.level, args.seed)), flush=True)
+    print("\n".join(write_coverage(args.numbers, args.spreads, args.studies, args.level, args.seed)), flush=True)
     print()
     print("\n".join(write_alternatives(args.studies, args.level, args.seed)), flush=True)
+    print()
+    print("\n".join(write_false_claims(args.studies, args.level, args.seed)), flush=True)
 
 
-def write_coverage(numbers: Sequence[str], studies: int, level: float, seed: int) -> Iterator[str]:
+def write_coverage(
+    numbers: Sequence[str], spreads: Sequence[float], studies: int, level: float, seed: int
+) -> Iterator[str]:
     yield "| number | spread of seeds | seeds | lowest coverage | where | highest | half width, 200 questions |"
     yield "|---|---|---|---|---|---|---|"
     for number in numbers:
-        for spread in SPREADS:
+        for spread in spreads:
             for seeds in SEEDS:
                 found: list[tuple[float, str]] = []
                 halves: list[float] = []
@@ -182,6 +189,34 @@ def pooled(table: np.ndarray, level: float) -> Interval:
     """Wilson's interval, as if every answer were of a question of its own."""
     right, n = float(table.sum()), table.size
     return right / n, *intervals.wilson_interval(right, n, level)
+
+
+# False claims
+
+
+def write_false_claims(studies: int, level: float, seed: int) -> Iterator[str]:
+    yield "| spread of seeds | claims, three seeds each | ten comparisons without a claim | claims, one seed each |"
+    yield "|---|---|---|---|"
+    for spread in SPREADS:
+        generator = np.random.default_rng([seed, 6])
+        claims = np.array([count_claims(generator, spread, level) for _ in range(studies)])
+        shares = claims[:, 0].mean() / 10, (claims[:, 0] == 0).mean(), claims[:, 1].mean() / 10
+        yield f"| {spread} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |"
+
+
+def count_claims(generator: np.random.Generator, spread: float, level: float) -> tuple[int, int]:
+    """How many of ten comparisons of one recipe claim a difference: of three seeds with three, and of one run with one."""
+    table = answer(generator, 0.3, spread, 6, generator.normal(0, DIFFICULTY, 200))
+    seeds, pairs = 0, 0
+    splits = [split for split in combinations(range(6), 3) if 0 in split]  # ten: the other three are the second side
+    for number, first in enumerate(splits):
+        second = [row for row in range(6) if row not in first]
+        _, low, high = intervals.seeds_difference(table[list(first)], table[second], level)
+        seeds += low > 0 or high < 0
+        a, b = list(combinations(range(6), 2))[number]
+        _, low, high = intervals.paired_difference(list(table[a] > 0), list(table[b] > 0), level)
+        pairs += low > 0 or high < 0
+    return seeds, pairs
 
 
 if __name__ == "__main__":

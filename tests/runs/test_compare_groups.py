@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import potstill as ps
-from potstill import cli
+import tiny
+from potstill import cli, runner
 from potstill.errors import UserError
 from potstill.evaluation import intervals
 from potstill.recipe import load_recipe, recipe_to_yaml
@@ -150,6 +151,67 @@ def test_a_table_is_written_in_the_form_of_its_name_and_the_page_has_it(runs: di
 def render_page_of(folders: list[Path], page: Path) -> str:
     assert compare(*folders, "--page", page).exit_code == 0
     return page.read_text("utf-8")
+
+
+REFERENCES = (
+    "report.references=[{name: Some_body 2023, source: a paper, set: sums, value: 12.5, n: 40},"
+    " {name: Another, source: a blog, set: more, value: 3}]"
+)
+
+
+def test_quoted_figures_are_in_every_table(runs: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("forward-1", "reverse-1"):
+        path = runs[name] / "recipe.yaml"
+        path.write_text(recipe_to_yaml(load_recipe(path, [REFERENCES])), "utf-8")
+    folders, page = list(runs.values()), tmp_path / "page.html"
+    printed = compare("--seeds", *folders, "--page", page)
+    assert printed.exit_code == 0, printed.output
+    lines = [" ".join(line.split()) for line in printed.stdout.splitlines()]
+    assert lines.count("Some_body 2023 (quoted: a paper, 40 questions) quoted 12.5") == 2, "one in each format"
+    assert "Quoted: from the literature" in printed.stdout and page.read_text("utf-8").count("quoted: <bdi>a blog") >= 1
+    told = json.loads(compare("--seeds", *folders, "--json").stdout)
+    assert [(row["name"], row["share"], row["n"]) for row in told["quoted"]] == [
+        ("Some_body 2023", 0.125, 40),
+        ("Another", 0.03, None),
+    ]
+    for name, wanted in (
+        ("t.csv", '"quoted","sums","Some_body 2023 (quoted: a paper, 40 questions)"'),
+        ("t.md", "| Some\\_body 2023 (quoted: a paper, 40 questions) | quoted | 12.5 |"),
+        ("t.tex", "Some\\_body 2023 (quoted: a paper, 40 questions) & quoted & 12.5 &"),
+    ):
+        assert compare("--seeds", *folders, "--out", tmp_path / name).exit_code == 0
+        assert wanted in (tmp_path / name).read_text("utf-8")
+    two = compare(runs["forward-1"], runs["reverse-1"])
+    assert "quoted for sums: Some_body 2023 12.5 (a paper, 40 questions)" in two.stdout
+
+
+def test_quoted_figures_change_only_the_report(world: Path, finished: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    with pytest.raises(UserError) as refused:
+        tiny.make(world, run_dir, REFERENCES)
+    assert "--redo report" in str(refused.value)
+    runner.run(tiny.recipe(world, REFERENCES), run_dir, redo="report")
+    before, after = tiny.contents(finished), tiny.contents(run_dir)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed <= {
+        *("report/begun.json", "report/index.html", "report/manifest.json", "report/summary.csv"),
+        "student/README.md",  # it contains the recipe
+    }, changed
+    html = (run_dir / "report" / "index.html").read_text("utf-8")
+    assert "quoted: <bdi>a paper</bdi>" in html and "12.5\N{NO-BREAK SPACE}%<small>quoted, 40 questions" in html
+    assert (run_dir / "report" / "summary.csv").read_text("utf-8").count('"quoted: a blog"') == 1
+
+
+@pytest.mark.parametrize("references, code", [
+    ("[{name: a, source: b, set: elsewhere, value: 3}]", "E-recipe-reference-set"),
+    ("[{name: a, source: b, set: sums, value: 3}, {name: a, source: b, set: sums, value: 4}]", "E-recipe-named-twice"),
+    ("[{name: a, source: b, set: sums, value: 130}]", "E-recipe-value"),
+    ("[{name: a, set: sums, value: 13}]", "E-recipe-missing-key"),
+])  # fmt: skip
+def test_a_wrong_reference_is_refused(world: Path, references: str, code: str) -> None:
+    with pytest.raises(UserError) as error:
+        tiny.recipe(world, f"report.references={references}")
+    assert error.value.code == code
 
 
 def test_groups_are_read_from_folders_with_one_base_for_each_student(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -86,4 +86,4 @@ def test_tables_say_what_their_intervals_are_over(finished: Path) -> None:
     for name in ("summary", "before-after"):
         head, *rows = (finished / "report" / f"{name}.csv").read_text().splitlines()
         assert head.endswith('"interval_over"') and any(row.endswith('"questions, one seed"') for row in rows)
-    assert "do not include the variation between seeds" in (finished / "report" / "index.html").read_text()
+    assert "other seeds of this recipe can differ by several points" in (finished / "report" / "index.html").read_text()

@@ -26,6 +26,7 @@ from potstill.report.model import (
     Cost,
     Interval,
     KindCoverage,
+    QuotedScore,
     ReportData,
     ReportExample,
     RuleChoice,
@@ -190,6 +191,10 @@ def example() -> ReportData:
             control("example-answers", "bare answers", 0.2, "zero-shot-answer"),
             control("example-rationales", "the sets' own rationales", 0.7, "zero-shot-rationale"),
         ),
+        quoted=(
+            QuotedScore("another model", "a paper, table 2", "gsm8k", 0.412, 1319),
+            QuotedScore("a third", "a blog", "bbh", 0.3),
+        ),
         validation=tuple(
             score(name, step, share * factor, 500, format=format)
             for format, factor in (("zero-shot-rationale", 1.0), ("few-shot-rationale", 0.9))
@@ -350,6 +355,7 @@ def hostile(text: str) -> ReportData:
                 text,
             ),
         ),
+        quoted=(QuotedScore(text, text, text, 0.5),),
         versions=((text, text),),
         notes=(text,),
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from potstill.errors import UserError
 from potstill.evaluation import intervals
-from potstill.report.group_scores import SEED_KEYS, RunAnswers, group_runs, label_groups, score_groups
+from potstill.report.group_scores import SEED_KEYS, RunAnswers, describe_keys, group_runs, label_groups, score_groups
 
 Row = Sequence[bool]
 
@@ -157,6 +157,13 @@ def test_a_mean_over_sets_weighs_every_set_alike(first: list[Row], second: list[
 def test_a_group_is_named_by_the_keys_that_differ() -> None:
     groups = [{"a": 1, "b": None, "c": "x" * 60}, {"a": 1, "b": 2, "c": "y"}, {"a": 1, "b": None, "c": "y"}]
     assert label_groups(groups) == [f"c={'x' * 37}...", "b=2, c=y", "c=y"]
+
+
+def test_groups_that_differ_in_many_keys_are_named_by_their_first_run() -> None:
+    keys = [{f"section.key_{n}": value for n in range(6)} for value in "ab"]
+    groups = group_runs([run("runs/a", [True, True], keys=keys[0]), run("runs/b", [True, True], keys=keys[1])])
+    assert [group.label for group in groups] == ["runs/a", "runs/b"] and groups[0].keys == keys[0]
+    assert describe_keys(groups[1].keys).startswith("section.key_0=b, section.key_1=b")
 
 
 def test_labels_of_groups_are_different_although_long_values_are_cut() -> None:

@@ -130,6 +130,21 @@ def test_an_interval_over_seeds_and_questions_covers_the_truth(
     assert covered >= 0.93 and 0 < half < 1
 
 
+def test_three_seeds_of_one_recipe_compared_ten_times_claim_no_difference() -> None:
+    """Six seeds of one recipe, in all ten splits into three and three, in ten studies. Run against run does claim some."""
+    generator = np.random.default_rng(17)
+    claims = [interval_coverage.count_claims(generator, 0.5, 0.95) for _ in range(10)]
+    assert sum(seeds for seeds, _ in claims) <= 2 and sum(pairs for _, pairs in claims) >= 20
+
+
+def test_a_large_difference_between_recipes_is_claimed() -> None:
+    generator = np.random.default_rng(17)
+    difficulty = generator.normal(0, 1.5, 200)
+    first, second = (interval_coverage.answer(generator, share, 0.2, 3, difficulty) for share in (0.6, 0.3))
+    difference, low, high = intervals.seeds_difference(first, second)
+    assert low > 0 and low <= difference <= high
+
+
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=2, max_size=4), st.randoms())
 def test_the_order_of_seeds_and_questions_changes_nothing(rows: list[list[bool]], random: Random) -> None:
     columns = random.sample(range(4), 4)

@@ -144,7 +144,10 @@ def test_equal_ids_get_different_anchors() -> None:
 def test_what_must_be_said_is_said(reader: Reader) -> None:
     said = reader.text.replace("\xa0", " ")
     for expected in (
-        "Intervals are over the questions of each set, for one seed (7); they do not include the variation between seeds.",
+        "One seed (7): other seeds of this recipe can differ by several points, which the intervals do not include, so they",
+        "another model quoted: a paper, table 2 a third quoted: a blog",
+        "41.2 % quoted, 1319 questions",
+        "30.0 % quoted",
         "These numbers are made up to try the page.",
         "Rule: mean accuracy over the out-of-distribution validation sets, at most 22 points of generic lost , on validation",
         "The log-probabilities are those of the distribution after temperature.",
@@ -351,6 +354,16 @@ def test_tables_hold_the_numbers() -> None:
     assert len(read(made["loss"])) == 600 and len(read(made["validation"])) == len(example().validation)
     verdicts = {row["of"]: int(row["number"]) for row in read(made["teacher"]) if row["what"] == "verdict"}
     assert verdicts == {"right": 18572, "wrong": 9100, "no answer": 420, "truncated": 1000}
+
+
+def test_quoted_figures_are_marked_and_have_no_interval() -> None:
+    rows = [row for row in read(csv_tables.build_tables(example())["summary"]) if row["of"] == "quoted"]
+    assert [(row["student"], row["taught"], row["name"], row["group"]) for row in rows] == [
+        ("another model", "quoted: a paper, table 2", "gsm8k", "in-distribution"),
+        ("a third", "quoted: a blog", "bbh", "generic"),
+    ]
+    assert [(row["accuracy"], row["n"]) for row in rows] == [("0.412", "1319"), ("0.3", "")]
+    assert all(row[name] == "" for row in rows for name in ("step", "low", "high", "difference", "interval_over"))
 
 
 @given(some.lists(some.lists(some.one_of(some.text(), some.integers(), some.floats(-9, 9)), min_size=2, max_size=2)))

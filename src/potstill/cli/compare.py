@@ -37,11 +37,12 @@ from potstill.records import BASE, Checkpoint, Prediction, Split
 from potstill.report import group_files, html, model_comparison
 from potstill.report.example_questions import share_out
 from potstill.report.group_scores import GroupScore, SeedGroup
-from potstill.report.model import FIXED_WEIGHTS_NOTE, ONE_SEED_NOTE, set_groups
+from potstill.report.model import FIXED_WEIGHTS_NOTE, ONE_SEED_NOTE, QuotedScore, set_groups
 from potstill.report.summary import format_points, percent_number
 from potstill.run_reader import open_run
 from potstill.storage import manifest
 
+SEEDS_HINT = "potstill compare --seeds compares recipes over several seeds."
 PAGE_QUESTIONS = 30  # questions that the page shows
 AnswerPair = tuple[Prediction, Prediction]
 
@@ -111,11 +112,17 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
                 note = f"; {omitted} answers to questions that only one answered are left out" if omitted else ""
                 console.print(plain_text(f"{name}: first {a.name}, second {b.name}{note}"))
                 console.print(_comparison_table(rows))
-    note = ONE_SEED_NOTE if separate else FIXED_WEIGHTS_NOTE
+    note = _describe_note([a, b])
+    quoted = [row for row in _list_quoted([a, b]) if row.set in {comparison.set for comparison in comparisons}]
     if as_json:
         rows = [asdict(row) for row in comparisons]
-        print(json.dumps({"first": a.name, "second": b.name, "note": note, "comparisons": rows}, ensure_ascii=False))
+        about = {"first": a.name, "second": b.name, "note": note, "quoted": [asdict(row) for row in quoted]}
+        print(json.dumps({**about, "comparisons": rows}, ensure_ascii=False))
     else:
+        for row in quoted:
+            of = "" if row.n is None else f", {row.n} questions"
+            text = f"quoted for {row.set}: {row.name} {percent_number(row.share)} ({row.source}{of})"
+            console.print(plain_text(text, "dim"))
         console.print(note, style="dim")
     if out is not None:
         storage.write_jsonl(out, changed)
@@ -156,7 +163,6 @@ def write_page(
             picked.append(model_comparison.ComparedQuestion(question, given))
     given = sum(len(rows) for name in shared for rows in answers[name])
     common = sum(len(models) * len(model_comparison.common_questions(answers[name])) for name in shared)
-    separate = any(_are_separate(models[0], model) for model in models[1:])
     comparison = model_comparison.ModelComparison(
         models=tuple(model.name for model in models),
         split=split,
@@ -166,7 +172,8 @@ def write_page(
         differing={name: len(asked) for name, asked in differing.items()},
         omitted=given - common,
         command=shlex.join(["potstill", "compare", *names, *options, "--page", str(page)]),
-        note=ONE_SEED_NOTE if separate else FIXED_WEIGHTS_NOTE,
+        note=_describe_note(models),
+        quoted=_list_quoted(models),
         recipes=tuple(groups_of_seeds),
         recipe_scores=tuple(scores),
     )
@@ -177,6 +184,18 @@ def write_page(
 def _are_separate(a: ComparedCheckpoint, b: ComparedCheckpoint) -> bool:
     """Whether two different trainings made them, so that another seed could reverse the result."""
     return a.training != b.training and a.run_dir != b.run_dir and bool(a.training or b.training)
+
+
+def _describe_note(models: Sequence[ComparedCheckpoint]) -> str:
+    """What the intervals do not include."""
+    separate = any(_are_separate(models[0], model) for model in models[1:])
+    return f"{ONE_SEED_NOTE} {SEEDS_HINT}" if separate else FIXED_WEIGHTS_NOTE
+
+
+def _list_quoted(models: Sequence[ComparedCheckpoint]) -> tuple[QuotedScore, ...]:
+    """The figures from the literature that the runs' recipes quote, each once."""
+    recipes = [open_run(model.run_dir).recipe for model in models]
+    return tuple(dict.fromkeys(row for recipe in recipes for row in group_files.quoted_scores(recipe)))
 
 
 def _compare_sets(name: str, pairs: list[AnswerPair], *, tested: bool) -> Iterator[SetComparison]:

@@ -24,8 +24,8 @@ from potstill.cli.compare import find_split, parse_run, refuse_nothing, write_pa
 from potstill.cli.tables import plain_text
 from potstill.errors import UserError
 from potstill.report.group_files import read_run
-from potstill.report.group_scores import GroupScore, SeedGroup, group_runs, score_groups
-from potstill.report.score_tables import WRITERS, build_score_tables, table_notes
+from potstill.report.group_scores import GroupScore, SeedGroup, describe_keys, group_runs, score_groups
+from potstill.report.score_tables import WRITERS, build_score_tables, list_quoted, table_notes
 
 COLUMNS: Final = ("seeds", "right", "95 % interval", "against first", "95 % interval")
 
@@ -57,8 +57,12 @@ def compare_groups(
         of_groups = [
             {"label": group.label, "runs": [run.name for run in group.runs], "seeds": group.seeds} for group in groups
         ]
-        rows = {"groups": of_groups, "scores": [asdict(score) for score in scores]}
-        print(json.dumps({"split": split, **rows, "note": " ".join(table_notes(scores))}, ensure_ascii=False))
+        rows = {
+            "groups": of_groups,
+            "scores": [asdict(score) for score in scores],
+            "quoted": [asdict(row) for row in list_quoted(groups)],
+        }
+        print(json.dumps({"split": split, **rows, "note": " ".join(table_notes(groups, scores))}, ensure_ascii=False))
     else:
         print_tables(groups, scores, split)
     if out is not None:
@@ -101,8 +105,9 @@ def print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], spli
         console.print(table)
     for group in groups:
         named = ", ".join(f"{run.name} (seed {seed})" for run, seed in zip(group.runs, group.seeds, strict=True))
-        console.print(plain_text(f"{group.label}: {named}"))
-    for note in table_notes(scores):
+        about = describe_keys(group.keys)
+        console.print(plain_text(f"{group.label}: {named}" if about in group.label else f"{named}: {about}"))
+    for note in table_notes(groups, scores):
         console.print(note, style="dim")
 
 

@@ -51,6 +51,16 @@ class Column(Section):
     )
 
 
+class ReferenceRow(Section):
+    """A figure from the literature, which tables show beside the run's own."""
+
+    name: str = Field(min_length=1, description="Name of the model or method, as tables show it.")
+    source: str = Field(min_length=1, description="Where the figure is from, such as `arXiv:2301.12726, table 1`.")
+    set: Name = Field(description="Evaluated set that the figure is about.")
+    value: float = Field(ge=0, le=100, description="Accuracy in percent.", json_schema_extra={"unit": "percent"})
+    n: Positive | None = Field(default=None, description="Number of questions, if the source states it.")
+
+
 def _yaml_kind(value: Any) -> str:
     return "[text]" if isinstance(value, str) else "[list]" if isinstance(value, list) else "[keys]"
 

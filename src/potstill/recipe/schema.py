@@ -21,6 +21,7 @@ from potstill.recipe.fields import (
     Name,
     Positive,
     QuestionsSection,
+    ReferenceRow,
     Section,
     Share,
     TextsSection,
@@ -345,6 +346,9 @@ class ReportSection(Section):
     terms: str | None = Field(
         default=None, description="A sentence on the teacher's terms of use, shown on the page and the model card."
     )
+    references: list[ReferenceRow] = Field(
+        default=[], description="Figures from the literature, which tables show as quoted beside the run's own."
+    )
     notes: list[str] = Field(default=[], description="Sentences that the page shows, such as sources and licences.")
 
 
@@ -455,6 +459,13 @@ class Recipe(Section):
         decodings = self.evaluate.decodings + self.evaluate.test_decodings
         if self.evaluate.engine != "transformers" and any(name.endswith("+calculator") for name in decodings):
             refuse("E-recipe-calculator-engine", "a decoding with a calculator needs evaluate.engine: transformers")
+        for row in self.report.references:
+            if row.set not in evaluated:
+                message = f"report.references names {row.set}, which is not evaluated"
+                refuse("E-recipe-reference-set", f"{message}; the sets are {', '.join(evaluated)}")
+        for (name, _, set), times in Counter((r.name, r.source, r.set) for r in self.report.references).items():
+            if times > 1:
+                refuse("E-recipe-named-twice", f"report.references has two figures of {name} for {set} from one source")
         self._check_engine()
         self._check_limits(evaluated)
         for names in (questions.train, evaluated, self.evaluate.formats, decodings):

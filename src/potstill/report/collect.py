@@ -31,6 +31,7 @@ from potstill.report.example_questions import (
     pick_training_examples,
     pick_validation_examples,
 )
+from potstill.report.group_files import quoted_scores
 from potstill.report.model import (
     OUTCOMES,
     AlignmentSummary,
@@ -71,6 +72,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         training=describe_training(recipe),
         groups=files.groups,
         recipe=recipe_to_yaml(recipe),
+        quoted=quoted_scores(recipe),
         choice=files.choice,
         comparisons=comparisons,
         rules=tuple(collect_rule_choices(files)),
@@ -120,6 +122,7 @@ def _collect_evaluation(files: RunFiles) -> ReportData:
         teacher=recipe.teacher_label,
         groups=files.groups,
         recipe=recipe_to_yaml(recipe),
+        quoted=quoted_scores(recipe),
         comparisons=comparisons,
         labels=tuple(label_tables.read_tables(files.run_dir / "test", BASE)),
         pass_curves=tuple(checkpoints.read_pass_curve(files.run_dir / "test", BASE)),
@@ -139,8 +142,7 @@ def _collect_evaluation(files: RunFiles) -> ReportData:
 
 
 def read_times(run_dir: Path) -> tuple[StageTime, ...]:
-    """The seconds and memory of every stage, from the last process that finished it. The stages are in the order in which
-    they first finished."""
+    """Seconds and memory of every stage, of the last process that finished it, in the order in which they first finished."""
     times: dict[str, StageTime] = {}
     for _, row in storage.read_jsonl(run_dir / "log.jsonl"):
         if row["event"] == "done":
@@ -301,8 +303,7 @@ def _summarize_alignment(files: RunFiles) -> AlignmentSummary:
 
 
 def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterator[Cost]:
-    """The counts of every stage, in the order of the stages. Tokens are counted with the tokenizer of the model that reads
-    or writes them."""
+    """The counts of every stage, in their order. Tokens are those of the model that reads or writes them."""
     metrics, chosen = files.metrics, files.choice.checkpoint.step
     sample, align = files.counts("sample"), files.counts("align")
     yield Cost("sample", "chains", sample["chains"])

@@ -139,7 +139,7 @@ def _bounds(interval: Interval) -> tuple[float, float, float]:
 
 
 def _summary_rows(data: ReportData) -> Rows:
-    """One row for each student and set, and one for each student and group."""
+    """One row for each student and set, one for each student and group, and one for each quoted figure."""
     for row in summary_rows(data):
         of_sets = [("set", name, data.groups[name], cell) for name, cell in row.sets.items()]
         of_groups = [("mean over sets", group, group, cell) for group, cell in row.groups.items()]
@@ -147,6 +147,9 @@ def _summary_rows(data: ReportData) -> Rows:
             change = (None,) * 4 if cell.difference is None else (*_bounds(cell.difference), INTERVAL_OVER)
             student = (row.name, row.training, row.checkpoint.json_value, row.format)
             yield (*student, *labels, cell.n, *_bounds(cell.accuracy), *change)
+    for quoted in (row for row in data.quoted if row.set in data.groups):
+        labels = (f"quoted: {quoted.source}", None, None, "quoted", quoted.set, data.groups[quoted.set])
+        yield (quoted.name, *labels, quoted.n, quoted.share, *((None,) * 6))
 
 
 def _before_after_rows(data: ReportData) -> Rows:

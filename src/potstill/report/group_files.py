@@ -19,7 +19,7 @@ from potstill.evaluation import checkpoint as checkpoints
 from potstill.recipe import Recipe, flatten_keys, load_recipe
 from potstill.records import BASE, Checkpoint, Prediction
 from potstill.report.group_scores import SEED_KEYS, STEP_KEY, RunAnswers, SeedGroup, group_runs
-from potstill.report.model import set_groups
+from potstill.report.model import QuotedScore, set_groups
 from potstill.storage import manifest
 
 STAGES: Final[dict[Literal["validation", "test"], str]] = {"test": "test", "validation": "evaluate"}
@@ -98,9 +98,15 @@ def read_run(
         },
         set_groups(sets.in_distribution, sets.out_of_distribution, sets.generic),
         training="" if checkpoint == BASE else training_digest(run_dir),
+        quoted=quoted_scores(recipe),
         is_fixed=checkpoint == BASE and recipe.student.model is not None,
         is_base=as_base,
     )
+
+
+def quoted_scores(recipe: Recipe) -> tuple[QuotedScore, ...]:
+    """The figures from the literature that the recipe quotes."""
+    return tuple(QuotedScore(row.name, row.source, row.set, row.value / 100, row.n) for row in recipe.report.references)
 
 
 def find_checkpoint(run_dir: Path, stage: str) -> Checkpoint | None:

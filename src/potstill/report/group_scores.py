@@ -25,12 +25,13 @@ from typing import Any, Final, Literal
 
 from potstill.errors import UserError, suggest
 from potstill.evaluation import intervals
-from potstill.report.model import SET_GROUPS, Interval, SetGroup
+from potstill.report.model import SET_GROUPS, Interval, QuotedScore, SetGroup
 from potstill.report.summary import mean_interval
 
 SEED_KEYS: Final = ("seed", "train.seed", "teacher.seed", "evaluate.seed")
 STEP_KEY: Final = "step"  # stands for the checkpoint in the keys of a run whose checkpoint was named
 LONGEST_VALUE: Final = 40  # characters of a key's value in the name of a group
+LONGEST_LABEL: Final = 80  # characters of a group's keys and values; if they are more, its first run names it
 OWN_BASE: Final = "own base"
 
 IntervalOver = Literal["seeds and questions", "questions, one seed", "questions"]
@@ -48,6 +49,7 @@ class RunAnswers:
     right     format and decoding -> question id -> (set, whether the answer is right)
     groups    the group of every set
     training  digest of the training that made the weights; empty if it is unknown, or for a model that was not trained
+    quoted    figures from the literature that the recipe quotes
     is_fixed  whether no seed decided the weights: a base student from a folder
     is_base   whether it is the base (step 0) of the run, beside the run itself
     """
@@ -58,6 +60,7 @@ class RunAnswers:
     right: Mapping[str, Mapping[str, tuple[str, bool]]]
     groups: Mapping[str, SetGroup] = field(default_factory=dict)
     training: str = ""
+    quoted: tuple[QuotedScore, ...] = ()
     is_fixed: bool = False
     is_base: bool = False
 
@@ -66,7 +69,8 @@ class RunAnswers:
 class SeedGroup:
     """The runs of one recipe with different seeds; a single run has one seed.
 
-    label  the keys in which the groups differ, with their values; the name of the first run if there is only one group
+    label  the keys in which the groups differ, with their values; the name of the first run if there is only one group, or
+           if the keys would be too long
     keys   these keys and values
     """
 
@@ -144,8 +148,8 @@ def group_runs(runs: Sequence[RunAnswers], by: Sequence[str] | None = None) -> t
         for label, keys, of_group in _divide(bases, None if named is None else [k for k in named if k not in SEED_KEYS])
     ]
     found = _divide(trained, named)
-    if len(found) == 1 and not found[0][1]:
-        found = [(trained[0].name, {}, found[0][2])]
+    if (len(found) == 1 and not found[0][1]) or (by is None and any(len(row[0]) > LONGEST_LABEL for row in found)):
+        found = [(of_group[0].name, keys, of_group) for _, keys, of_group in found]
     groups += found
     labels = _number_equal([label for label, _, _ in groups])
     return tuple(SeedGroup(label, keys, row) for label, (_, keys, row) in zip(labels, groups, strict=True))
@@ -175,9 +179,14 @@ def score_groups(groups: Sequence[SeedGroup], baseline: int | Literal["own base"
     return tuple(scores)
 
 
+def describe_keys(keys: Mapping[str, Any]) -> str:
+    """The keys in which the groups differ, with a group's values; long values are cut."""
+    return ", ".join(f"{key}={_shorten(value)}" for key, value in keys.items() if value is not None) or "default"
+
+
 def label_groups(keys: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each group: the keys whose values differ between groups, with the group's values."""
-    return [_label(row) for row in _differing_keys(keys)]
+    return [describe_keys(row) for row in _differing_keys(keys)]
 
 
 def _collect_tables(answers: str, groups: Sequence[SeedGroup]) -> dict[str, Tables]:
@@ -296,7 +305,8 @@ def _divide(
         _refuse_same(of_group)
     differing = _differing_keys(keys)
     return [
-        (_label(values), values, tuple(of_group)) for values, of_group in zip(differing, members.values(), strict=True)
+        (describe_keys(values), values, tuple(of_group))
+        for values, of_group in zip(differing, members.values(), strict=True)
     ]
 
 
@@ -308,10 +318,6 @@ def _differing_keys(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if len({json.dumps(row.get(key), sort_keys=True) for row in rows}) > 1
     ]
     return [{key: row.get(key) for key in differing} for row in rows]
-
-
-def _label(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={_shorten(value)}" for key, value in values.items() if value is not None) or "default"
 
 
 def _number_equal(labels: Sequence[str]) -> list[str]:

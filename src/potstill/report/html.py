@@ -34,6 +34,7 @@ from potstill.report.model import (
     OUTCOMES,
     SET_GROUPS,
     Comparison,
+    QuotedScore,
     ReportData,
     SetGroup,
     StageTime,
@@ -43,7 +44,7 @@ from potstill.report.model import (
 from potstill.report.model_comparison import ModelComparison
 from potstill.report.score_tables import HEADER, build_score_tables, table_notes
 
-VERSION: Final = 8  # of the content of the page and its tables; stored in the manifest of the stage `report`
+VERSION: Final = 9  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("labels", "Labels"),
@@ -93,6 +94,7 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "checkpoints": checkpoints,
         "students": (students := summary.summary_rows(data)),
         "truncated": any(cell.truncated for row in students for cell in row.sets.values()),
+        "quoted": _quoted_columns(data.quoted),
         "main": summary.main_comparisons(data),
         "rule": sentences.describe_rule(data.choice) if data.choice else "",
         "selection_sentences": sentences.selection_sentences(data),
@@ -143,7 +145,8 @@ def render_comparison(comparison: ModelComparison) -> str:
         "group_meanings": sentences.EVALUATED_MEANINGS,
         "groups": SET_GROUPS,
         "recipe_tables": build_score_tables(comparison.recipes, comparison.recipe_scores),
-        "recipe_notes": table_notes(comparison.recipe_scores),
+        "recipe_notes": table_notes(comparison.recipes, comparison.recipe_scores),
+        "quoted": _quoted_columns(comparison.quoted),
         "recipe_columns": HEADER[1:],
         "sets": [
             (f"set-{number}", name, sum(row.question.set == name for row in comparison.questions))
@@ -151,6 +154,14 @@ def render_comparison(comparison: ModelComparison) -> str:
         ],
     }
     return _render("compare.html.jinja", comparison, values)
+
+
+def _quoted_columns(quoted: Sequence[QuotedScore]) -> dict[tuple[str, str], dict[str, QuotedScore]]:
+    """(name, source) -> set -> figure, in the order of the recipe."""
+    columns: dict[tuple[str, str], dict[str, QuotedScore]] = {}
+    for row in quoted:
+        columns.setdefault((row.name, row.source), {})[row.set] = row
+    return columns
 
 
 def _content_policy(script: str) -> str:

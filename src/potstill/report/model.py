@@ -118,6 +118,20 @@ class RuleChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotedScore:
+    """A figure from the literature (`report.references`). It was measured elsewhere, maybe on other questions.
+
+    n  number of questions; None if the source does not state it
+    """
+
+    name: str
+    source: str
+    set: str
+    share: float
+    n: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ControlRun:
     """Another run from the same base on the same test questions, which shows what else could have caused the difference.
 
@@ -314,6 +328,7 @@ class ReportData:
     comparisons   comparisons on the test split, one for each set, format and decoding; empty without test scores
     rules         what each rule of selection chooses, the rule of the run first; empty without a choice
     controls      other runs from the same base on the same test questions
+    quoted        figures from the literature for the test sets
     texts         bits per byte on `evaluate.texts`; empty without this key
     labels        confusion matrices on test of the base and of the chosen checkpoint; empty without sets with labels
     pass_curves   test accuracy with k samples, of the base and of the chosen checkpoint; empty without samples
@@ -342,6 +357,7 @@ class ReportData:
     comparisons: tuple[Comparison, ...] = ()
     rules: tuple[RuleChoice, ...] = ()
     controls: tuple[ControlRun, ...] = ()
+    quoted: tuple[QuotedScore, ...] = ()
     texts: tuple[TextComparison, ...] = ()
     labels: tuple[LabelTable, ...] = ()
     pass_curves: tuple[PassCurve, ...] = ()

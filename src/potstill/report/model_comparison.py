@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from potstill.evaluation import intervals
 from potstill.records import Prediction, Question
 from potstill.report.group_scores import GroupScore, SeedGroup
-from potstill.report.model import Interval, SetGroup
+from potstill.report.model import Interval, QuotedScore, SetGroup
 
 Answers = Mapping[str, Prediction]  # by question id
 
@@ -62,6 +62,7 @@ class ModelComparison:
     omitted     number of answers to questions that not all models answered
     command     the command that writes the page
     note        what the intervals do not include
+    quoted      figures from the literature that the runs' recipes quote
     recipes     groups of the models that differ only in seeds, with their scores `recipe_scores`; empty if the models are
                 not grouped
     """
@@ -75,6 +76,7 @@ class ModelComparison:
     omitted: int
     command: str
     note: str
+    quoted: tuple[QuotedScore, ...] = ()
     recipes: tuple[SeedGroup, ...] = ()
     recipe_scores: tuple[GroupScore, ...] = ()
 

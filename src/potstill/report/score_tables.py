@@ -29,11 +29,15 @@ from typing import Final, NamedTuple
 from potstill.errors import escape_hidden
 from potstill.report.csv_tables import CellValue, to_csv
 from potstill.report.group_scores import GroupScore, IntervalOver, SeedGroup
+from potstill.report.model import QuotedScore
 from potstill.report.summary import format_points, percent_number
 
 SEEDS_NOTE: Final = "Intervals hold for other seeds and other questions of the same kind, not for other data sets."
 ONE_SEED_ROW_NOTE: Final = (
     "One seed: the interval is over questions only. Other seeds of a recipe can differ by several points."
+)
+QUOTED_NOTE: Final = (
+    "Quoted: from the literature, measured elsewhere, and maybe on other questions and with other prompts."
 )
 FIXED_NOTE: Final = "No seed: the weights are from a folder, and the interval is over questions."
 CSV_COLUMNS: Final = (
@@ -67,7 +71,8 @@ LATEX_ESCAPES: Final = {
 class ScoreLine(NamedTuple):
     """A score as the cells of a line: texts, with percentages and points.
 
-    seeds  number of seeds, `one seed`, or `no seed` for weights that no seed decided
+    seeds  number of seeds, `one seed`, or `no seed` for weights that no seed decided; `quoted` for a figure from the
+           literature
     """
 
     group: str
@@ -87,36 +92,48 @@ class ScoreTable(NamedTuple):
 
 def build_score_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore]) -> list[ScoreTable]:
     """A table for each format and decoding. A mean over a single set is left out, because it is the set's own line."""
-    of_group = {group.label: group for group in groups}
+    of_group, quoted = {group.label: group for group in groups}, list_quoted(groups)
     shown = [score for score in scores if score.of == "set" or score.sets > 1]
     return [
         ScoreTable(
             answers,
             [
-                (title, [_score_line(of_group[score.group], score) for score in of_set])
+                (
+                    title,
+                    [*(_score_line(of_group[score.group], score) for score in rows), *_quoted_lines(rows[0], quoted)],
+                )
                 for title, of_set in groupby(of_answers, _set_title)
+                for rows in [list(of_set)]
             ],
         )
         for answers, of_answers in groupby(shown, lambda score: score.answers)
     ]
 
 
-def table_notes(scores: Sequence[GroupScore]) -> list[str]:
-    """What the intervals of a table hold for."""
+def list_quoted(groups: Sequence[SeedGroup]) -> list[QuotedScore]:
+    """The figures from the literature that the runs' recipes quote, each once."""
+    return list(dict.fromkeys(row for group in groups for run in group.runs for row in run.quoted))
+
+
+def table_notes(groups: Sequence[SeedGroup], scores: Sequence[GroupScore]) -> list[str]:
+    """What the intervals of a table hold for, and what quoted figures are."""
     over: set[IntervalOver] = {score.interval_over for score in scores}
     notes: dict[IntervalOver, str] = {
         "seeds and questions": SEEDS_NOTE,
         "questions, one seed": ONE_SEED_ROW_NOTE,
         "questions": FIXED_NOTE,
     }
-    return [note for kind, note in notes.items() if kind in over]
+    of_sets = {score.set for score in scores if score.of == "set"}
+    quoted = [QUOTED_NOTE] if any(row.set in of_sets for row in list_quoted(groups)) else []
+    return [*(note for kind, note in notes.items() if kind in over), *quoted]
 
 
 def to_csv_text(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> str:
     """The table as CSV text. Seeds and the shares of single seeds are in one cell, separated by spaces."""
     of_group = {group.label: group for group in groups}
-    keys = list(dict.fromkeys(key for group in groups for key in group.keys))
+    keys, quoted = list(dict.fromkeys(key for group in groups for key in group.keys)), list_quoted(groups)
     rows: list[tuple[CellValue, ...]] = []
+    last = {(score.answers, score.of, score.set): score for score in scores}
     for score in scores:
         group = of_group[score.group]
         change = (score.baseline, score.difference, score.difference_low, score.difference_high, score.difference_over)
@@ -130,6 +147,12 @@ def to_csv_text(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split
                 *change,
             )
         )
+        if score is last[score.answers, score.of, score.set] and score.of == "set":
+            for row in quoted:
+                if row.set == score.set:
+                    labels = (score.answers, split, "quoted", score.set, _quoted_name(row))
+                    figures = ("", 1, row.n, row.share, None, None, "quoted")
+                    rows.append((*labels, *((None,) * len(keys)), *figures, *((None,) * 6)))
     return to_csv(("answers", "split", "of", "set", "group", *keys, *CSV_COLUMNS), rows)
 
 
@@ -143,7 +166,7 @@ def to_markdown(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split
                 lines.append(f"| {' | '.join(map(escape_markdown, ('' if number else title, *line)))} |")
         title = escape_markdown(f"{answers}, {split} questions: percent right")
         parts += [f"**{title}**", "\n".join(lines)]
-    return "\n\n".join([*parts, *table_notes(scores)]) + "\n"
+    return "\n\n".join([*parts, *table_notes(groups, scores)]) + "\n"
 
 
 def to_latex(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> str:
@@ -151,7 +174,7 @@ def to_latex(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: s
     header = [escape_latex(name[:1].upper() + name[1:]) for name in HEADER]
     parts = [r"% \usepackage{booktabs} in the preamble"]
     for answers, sets in build_score_tables(groups, scores):
-        caption = " ".join([f"Percent right on {split} questions, {answers}.", *table_notes(scores)])
+        caption = " ".join([f"Percent right on {split} questions, {answers}.", *table_notes(groups, scores)])
         lines = [
             r"\begin{table}",
             r"\centering",
@@ -185,6 +208,16 @@ def escape_latex(text: str) -> str:
     """
     one_line = " ".join(escape_hidden(text).split())
     return "".join(LATEX_ESCAPES.get(character, character) for character in one_line)
+
+
+def _quoted_lines(score: GroupScore, quoted: Sequence[QuotedScore]) -> list[ScoreLine]:
+    """The quoted figures for the set of a score; a mean over sets has none."""
+    rows = [row for row in quoted if score.of == "set" and row.set == score.set]
+    return [ScoreLine(_quoted_name(row), "quoted", percent_number(row.share), "") for row in rows]
+
+
+def _quoted_name(row: QuotedScore) -> str:
+    return f"{row.name} (quoted: {row.source}{'' if row.n is None else f', {row.n} questions'})"
 
 
 def _set_title(score: GroupScore) -> str:
