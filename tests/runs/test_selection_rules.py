@@ -22,6 +22,7 @@ from potstill.report.model import WITHOUT_BOUNDS
 from potstill.run_status import read_status
 from potstill.stages import open_stage
 from potstill.storage import manifest
+from potstill.study.shared_stages import stage_keys
 
 STEPS = ("train.checkpoint_every=1", "train.steps=4")
 # Specialized ability rises while generic ability falls; test differs from validation.
@@ -219,6 +220,13 @@ def test_other_weights_are_another_choice(large: Path, run_dir: Path) -> None:
     with pytest.raises(UserError) as fault:
         tiny.make(large, run_dir, *STEPS, also[0], "select.weights={more: 1, other: 1}", until="test")
     assert fault.value.code == "E-run-shrinks"
+
+
+def test_runs_of_a_study_share_a_test_only_with_the_same_other_choices(large: Path) -> None:
+    one, same, other = (stage_keys(tiny.recipe(large, BOUND, *also)) for also in ((), (), (ALSO,)))
+    assert one == same and {name for name in one if one[name] != other[name]} == {"test", "report"}
+    without = stage_keys(tiny.recipe(large))
+    assert {name for name in one if one[name] != without[name]} == {"select", "test", "report"}
 
 
 def test_the_dry_run_counts_the_other_choices(large: Path) -> None:

@@ -27,22 +27,31 @@ def table_of(right: np.ndarray) -> dict[Checkpoint, dict[str, list[bool]]]:
     return {Checkpoint(10 + at): {"a": row.tolist()} for at, row in enumerate(right)}
 
 
+def plain_bootstrap(right: np.ndarray, generator: np.random.Generator) -> float:
+    """The usual estimate: the accuracy of the best on a resample, minus its accuracy on all questions."""
+    n = right.shape[1]
+    resampled = generator.multinomial(n, np.full(n, 1 / n), size=100) @ right.T / n
+    best = resampled.argmax(1)
+    return float((resampled.max(1) - right.mean(1)[best]).mean())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_right_on_average(case: str) -> None:
-    """Over 150 simulated studies, its mean is that of the true optimism, which is up to 5 points. The plain bootstrap
-    estimate would find 70 % of it in the first case, and fail."""
+    """Over 150 simulated studies, its mean is that of the true optimism, which is up to 6 points. The usual bootstrap
+    estimate finds about 70 % of the optimism of equal checkpoints."""
     generator, truth, n = np.random.default_rng(1), CASES[case], 100
-    estimates, real = [], []
+    estimates, real, plain = [], [], []
     for study in range(150):
         right = simulate(truth, n, generator)
         accuracies = right.mean(1)
         best = int(accuracies.argmax())
         real.append(accuracies[best] - truth[best])
         estimates.append(estimate_optimism(table_of(right), seed=study, draws=100))
+        plain.append(plain_bootstrap(right, generator))
     error = (np.array(real) - np.array(estimates)).std() / np.sqrt(150)
     assert abs(np.mean(estimates) - np.mean(real)) < 3 * error < 0.017
-    plain = 0.7 * np.mean(real)
-    assert case != "equal" or plain < np.mean(estimates) - 2 * error
+    if case == "equal":
+        assert np.mean(real) > 0.04 and 0.6 < np.mean(plain) / np.mean(real) < 0.8
 
 
 def test_one_checkpoint_is_not_the_best_of_several() -> None:

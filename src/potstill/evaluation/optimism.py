@@ -13,8 +13,8 @@ configurations.)
 
 The usual bootstrap estimate (accuracy of the choice on its resample minus on all questions) finds only about 70 % of the
 optimism of equal checkpoints, because it takes the accuracies that were measured, which differ by chance, for the true
-ones. Accuracy on the resample minus accuracy outside finds 140 %. Tenfold cross-validation has as small a bias as this
-estimate, and a standard error that is up to 1.7 times as large. `tests/unit/test_optimism.py` repeats this comparison.
+ones; `tests/unit/test_optimism.py` shows it. In the same simulation, accuracy on the resample minus accuracy outside found
+140 %, and tenfold cross-validation had as small a bias as this estimate, but an error that was up to 1.7 times as large.
 
 The estimate is for the rule, not for the one checkpoint: it can be wrong for a single run by as much as accuracies vary
 by chance. It says nothing about other seeds of the training.

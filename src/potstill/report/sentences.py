@@ -144,7 +144,8 @@ def _describe_bounds(choice: Choice) -> list[str]:
 
 
 def format_lost(points: float) -> str:
-    """
+    """Lost points as text; negative for points that were gained.
+
     >>> format_lost(12.34), format_lost(-0.5), format_lost(-0.0)
     ('12.3', '−0.5', '0.0')
     """

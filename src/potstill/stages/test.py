@@ -23,6 +23,7 @@ from potstill.storage.manifest import VERSION_PREFIX
 class Test(Stage):
     reads = ("evaluate", "questions", "seed")
     after = ("collect", "train", "select", "repair")
+    growing = ("select.also", "select.weights")  # weights: of the other choice `weighted`
 
     def versions(self) -> dict[str, int]:
         return checkpoint.versions()
