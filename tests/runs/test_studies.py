@@ -106,6 +106,17 @@ def test_students_with_the_same_tokenizer_file_share_one_alignment(here: Path, w
     assert tiny.contents(plan.runs[1].run_dir) == tiny.contents(alone)
 
 
+def test_a_replay_set_changes_the_questions_but_the_teacher_is_asked_once(here: Path) -> None:
+    plan = make_all(
+        "{name: kept, recipe: tiny.yaml, grid: {kept: {none: {}, some: {train.replay: {share: 0.2, sets: [more]}}}}}"
+    )
+    assert dict(made(plan)) == study.count_shared(plan)
+    assert made(plan)["collect"] == 2 and made(plan)["sample"] == 1
+    assert events(plan.runs[1].run_dir, "copied") == ["sample"]
+    alone = runner.run(plan.runs[1].recipe, here / "alone")
+    assert tiny.contents(plan.runs[1].run_dir) == tiny.contents(alone)
+
+
 def test_another_rule_of_selection_keeps_the_training(here: Path) -> None:
     plan = make_all(
         "{name: choice, recipe: tiny.yaml, grid: {select.rule: [mean-out-of-distribution, in-distribution]}}"

@@ -30,7 +30,8 @@ def test_a_grid_has_all_combinations_and_the_last_axis_varies_fastest() -> None:
         ("span", 1),
     ]
     assert {run.recipe.train.steps for run in study.runs} == {7}
-    assert study.runs[0].choices == {"transfer.rule": "one-hot", "train.seed": "seed-1"}
+    choices = study.experiments[0].choices
+    assert choices["one-hot.seed-1"] == {"transfer.rule": "one-hot", "train.seed": "seed-1"}
     assert study.runs[0].run_dir == Path("runs/s/one-hot.seed-1") and study.runs[0].recipe.name == "one-hot.seed-1"
 
 
@@ -65,6 +66,7 @@ experiments:
         ("rules.text.seed-1", "rules.text.seed-2", "steps.steps-9.seed-1", "steps.steps-9.seed-2"),
         ("rules.text.seed-1", "rules.text.seed-2", "seeds.seed-3"),
     ]
+    assert study.experiments[1].choices["rules.text.seed-2"] == {"train.steps": "steps-1280", "train.seed": "seed-2"}
     assert len(study.runs) == 7 and study.experiments[0].title == "Does the rule matter?"
 
 

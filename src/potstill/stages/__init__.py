@@ -39,6 +39,7 @@ class Stage(Protocol):
                  that runs with different values may have the same output
     growing      the keys, or sections of keys, whose values may rise after the stage is finished, because it then
                  continues; runs with different values have different outputs
+    unaffected   keys of earlier stages that do not change the files that this stage reads (`read_files`)
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -46,6 +47,7 @@ class Stage(Protocol):
     distributed: ClassVar[bool] = False
     digested: ClassVar[tuple[str, ...]] = ()
     growing: ClassVar[tuple[str, ...]] = ()
+    unaffected: ClassVar[tuple[str, ...]] = ()
 
     def versions(self) -> dict[str, int]:
         """Name in the manifest -> version, for the packages that determine the output."""
@@ -80,6 +82,10 @@ class Stage(Protocol):
     def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
         """Prefixes of the names of files that this stage does not read, so that they are not verified for it."""
         return ()
+
+    def read_files(self, recipe: Recipe) -> tuple[str, ...] | None:
+        """The files of earlier stages that this stage reads, relative to the run's folder; None: it may read all."""
+        return None
 
     def subfolder(self, recipe: Recipe) -> str:
         """The folder, within the stage's folder, whose name depends on the keys in `digested`; empty without one."""

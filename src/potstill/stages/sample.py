@@ -36,16 +36,23 @@ MAX_CHAIN_CHARS = 600  # maximum length of a chain in a message
 TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 
 
+DEMONSTRATION_KEYS = ("evaluate.demonstrations", "train.demonstrations")
+
+
 class Sample(Stage):
     reads = ("teacher", "teachers", "seed")
     after = ("collect",)
     growing = ("teacher.enough",)
+    unaffected = ("train.replay.sets", "train.replay.file", "on_policy.sets", *DEMONSTRATION_KEYS)
 
     def versions(self) -> dict[str, int]:
         return {"prompts": prompts.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}
 
     def free(self, recipe: Recipe) -> set[str]:
         return teachers.from_recipe(recipe).free_keys()
+
+    def read_files(self, recipe: Recipe) -> tuple[str, ...]:
+        return tuple(f"collect/{name}.train.jsonl" for name in recipe.questions.train)
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         return teachers.from_recipe(recipe).inputs()

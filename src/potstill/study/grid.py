@@ -31,25 +31,31 @@ class StudyRun:
     """A run of a study.
 
     name     its name, and the name of its folder
-    choices  axis -> name of its choice
     changes  its changes of the base recipe, in the form of `--set`
     """
 
     name: str
     run_dir: Path
-    choices: Mapping[str, str]
     changes: tuple[str, ...]
     recipe: Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """One grid of a study. runs: the names of its runs, in the order of the grid."""
+    """One grid of a study.
+
+    choices  name of a run -> axis -> name of its choice, in the order of the grid. Another experiment may share the run
+    """
 
     name: str
     title: str
     axes: tuple[str, ...]
-    runs: tuple[str, ...]
+    choices: Mapping[str, Mapping[str, str]]
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The names of its runs."""
+        return tuple(self.choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ def expand_study(file: StudyFile, changes: Sequence[str] = ()) -> Study:
     runs: dict[str, StudyRun] = {}  # recipe without its name -> run
     experiments = []
     for experiment in file.experiments:
-        names = []
+        of_run: dict[str, Mapping[str, str]] = {}
         for choices, chosen in _combine(experiment):
             written = (*before, *_write_changes(file.changes), *_write_changes(experiment.changes), *chosen, *last)
             prefix = [experiment.name] if len(file.experiments) > 1 or not choices else []
@@ -109,11 +115,10 @@ def expand_study(file: StudyFile, changes: Sequence[str] = ()) -> Study:
             changed_by = f"{file.where}, run {name}:"
             recipe = parse_recipe(base, where, (*written, f"name={name}"), changed_by)
             identity = recipe.model_dump_json(exclude={"name"})
-            runs.setdefault(identity, StudyRun(name, folder / name, choices, written, recipe))
-            names.append(runs[identity].name)
-        unique = tuple(dict.fromkeys(names))
+            runs.setdefault(identity, StudyRun(name, folder / name, written, recipe))
+            of_run.setdefault(runs[identity].name, choices)
         experiments.append(
-            Experiment(experiment.name, experiment.title, tuple(axis.key for axis in experiment.axes), unique)
+            Experiment(experiment.name, experiment.title, tuple(axis.key for axis in experiment.axes), of_run)
         )
     _check_names(file, [run.name for run in runs.values()])
     made = tuple(runs.values())

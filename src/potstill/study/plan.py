@@ -42,14 +42,13 @@ def describe_study(study: Study) -> Iterator[str]:
     """The plan as lines of text. Nothing is written, except the demo's data if the base recipe is the demo."""
     if study.recipe == DEMO:
         demo.copy_data_once()
-    runs = {run.name: run for run in study.runs}
     yield f"plan of {study.name} (nothing is written); folder: {study.folder}"
     for experiment in study.experiments:
         yield ""
         yield f"{experiment.name}: {experiment.title or 'one grid'}"
         for axis in experiment.axes:
-            names = dict.fromkeys(runs[name].choices.get(axis, "") for name in experiment.runs)
-            yield f"  {axis:<30} {', '.join(filter(None, names))}"
+            names = dict.fromkeys(choices[axis] for choices in experiment.choices.values())
+            yield f"  {axis:<30} {', '.join(names)}"
         yield f"  {'runs':<30} {len(experiment.runs)}"
     left = [run for run in study.runs if not is_finished(run)]
     yield ""

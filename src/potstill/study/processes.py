@@ -99,10 +99,15 @@ def describe_study(study: Study) -> dict[str, object]:
         "name": study.name,
         "title": study.title,
         "experiments": [
-            {"name": one.name, "title": one.title, "axes": list(one.axes), "runs": list(one.runs)}
+            {
+                "name": one.name,
+                "title": one.title,
+                "axes": list(one.axes),
+                "runs": [{"name": name, "choices": dict(choices)} for name, choices in one.choices.items()],
+            }
             for one in study.experiments
         ],
-        "runs": [{"name": run.name, "choices": dict(run.choices), "changes": list(run.changes)} for run in study.runs],
+        "runs": [{"name": run.name, "changes": list(run.changes)} for run in study.runs],
     }
 
 

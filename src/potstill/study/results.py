@@ -53,12 +53,12 @@ def read_tables(study: Study) -> Iterator[ExperimentTable]:
 
 def name_groups(groups: Sequence[SeedGroup], experiment: Experiment, runs: Sequence[StudyRun]) -> tuple[SeedGroup, ...]:
     """The groups, named by the choices of the grid without the seeds; `a, b` for the choices a and b of two axes."""
-    of_folder = {str(run.run_dir): run for run in runs}
+    names = {str(run.run_dir): run.name for run in runs}
     axes = [axis for axis in experiment.axes if axis not in SEED_KEYS]
     labels = []
     for group in groups:
-        choices = of_folder[group.runs[0].name].choices
-        named = ", ".join(choices[axis] for axis in axes if axis in choices) or experiment.name
+        choices = experiment.choices[names[group.runs[0].name]]
+        named = ", ".join(choices[axis] for axis in axes) or experiment.name
         labels.append(group.label if group.is_base else named)
     if len(set(labels)) < len(labels):
         return tuple(groups)

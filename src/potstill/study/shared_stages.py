@@ -1,9 +1,9 @@
 """Stages that several runs of a study share: who makes them, and which runs wait for it.
 
 Two runs share a stage if everything that determines its output is equal: the recipe keys that it and the stages before it
-read, and the tokenizer for the targets. One of these runs, the maker, makes the stage in its own folder, and the others
-copy it (`copy_finished_stage` compares the identities again, with the digests of all inputs). So a teacher is asked
-once, and a budget of money counts once.
+read, and the tokenizer for the targets. Another replay set changes the collected questions, but not those that are
+sampled. One of these runs, the maker, makes the stage in its own folder, and the others copy it (`copy_finished_stage`
+compares the identities again, with the digests of all inputs). So a teacher is asked once, and a budget counts once.
 
     >>> from potstill.recipe.study import parse_study
     >>> from potstill.study.grid import expand_study
@@ -19,7 +19,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from potstill import progress, runner
 from potstill.errors import UserError
@@ -34,22 +34,30 @@ POLL_SECONDS: Final = 0.5  # between two looks at a stage that another process m
 
 def stage_keys(recipe: Recipe) -> dict[str, str]:
     """Stage -> a text that is equal for two runs if they share the stage. Stages of a recipe that only evaluates, too."""
-    own: dict[str, str] = {}
+    own: dict[str, dict[str, Any]] = {}
     before: dict[str, set[str]] = {}
     names = recipe_stages(recipe)
     for name in names:
         stage = open_stage(name)
         keys = {**runner.identity_keys(recipe, name), **flatten_keys(recipe, *stage.growing)}
-        inputs: Mapping[str, str] = {}
         if stage.digested:
             try:
                 inputs = stage.inputs(recipe)
-                keys = {key: value for key, value in keys.items() if key not in stage.digested}
+                keys = {key: value for key, value in keys.items() if key not in stage.digested} | inputs
             except UserError:
                 pass  # a file is missing: the run says so when it starts; until then, equal keys share the stage
-        own[name] = json.dumps([name, keys, inputs], sort_keys=True)
+        own[name] = keys
         before[name] = {name}.union(*(before[earlier] for earlier in stage.after if earlier in before))
-    return {name: json.dumps([own[part] for part in names if part in before[name]]) for name in names}
+    return {name: _write_keys(name, {part: own[part] for part in names if part in before[name]}) for name in names}
+
+
+def _write_keys(name: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
+    """The keys of a stage and of the stages before it, as far as they change what the stage reads."""
+    unaffected = open_stage(name).unaffected
+    return json.dumps(
+        {part: {key: value for key, value in of.items() if key not in unaffected} for part, of in keys.items()},
+        sort_keys=True,
+    )
 
 
 def count_shared(study: Study) -> dict[str, int]:
@@ -95,21 +103,24 @@ def share_stages(study: Study, run: StudyRun) -> None:
 
     If nobody makes the stage, this process makes it in the maker's folder. Raises UserError as `runner.run` does.
     """
-    shared: dict[str, list[StudyRun]] = {}
     keys = {other.name: stage_keys(other.recipe) for other in study.runs}
-    for name, key in keys[run.name].items():
-        shared[name] = [other for other in study.runs if keys[other.name].get(name) == key]
-    for name, sharers in shared.items():
-        if manifest.read_state(run.run_dir / name).manifest is not None:
-            continue
-        maker = find_maker(sharers, name)
+    left = [name for name in keys[run.name] if manifest.read_state(run.run_dir / name).manifest is None]
+    makers = {
+        name: find_maker([other for other in study.runs if keys[other.name].get(name) == keys[run.name][name]], name)
+        for name in left
+    }
+    for number, name in enumerate(left):
+        maker = makers[name]
         if maker.name != run.name:
             _wait_or_make(maker, name)
         sources = [maker.run_dir, *_finished_folders(study.folder, name)]
         source = copy_finished_stage(run.recipe, run.run_dir, name, sources)
-        if source is None:
-            return
-        progress.print_line(f"{name:<9} copied from {source.name}", "dim")
+        if source is not None:
+            progress.print_line(f"{name:<9} copied from {source.name}", "dim")
+        elif all(makers[later].name == run.name for later in left[number:]):
+            return  # the rest is only this run's
+        else:
+            runner.run(run.recipe, run.run_dir, until=name)
 
 
 def copy_finished_stage(recipe: Recipe, run_dir: Path, name: str, sources: Iterable[Path]) -> Path | None:
@@ -128,7 +139,9 @@ def copy_finished_stage(recipe: Recipe, run_dir: Path, name: str, sources: Itera
             its_recipe = load_recipe(source / "recipe.yaml")
             if flatten_keys(its_recipe, *stage.growing) != flatten_keys(recipe, *stage.growing):
                 continue
-            if manifest.identity_differences(*(_without(one, stage.digested) for one in (done.identity, identity))):
+            same_files = _same_files(run_dir, source, stage.after, stage.read_files(recipe))
+            ignored = {*stage.digested, *(stage.after if same_files else ())}
+            if manifest.identity_differences(*(_without(one, ignored) for one in (done.identity, identity))):
                 continue
             manifest.check_sizes(source, done)
             folders = (stage.subfolder(its_recipe), stage.subfolder(recipe))
@@ -138,9 +151,27 @@ def copy_finished_stage(recipe: Recipe, run_dir: Path, name: str, sources: Itera
     return None
 
 
-def _without(identity: Identity, keys: Collection[str]) -> Identity:
-    """The identity without keys whose effect is in its digests."""
-    return replace(identity, recipe={key: value for key, value in identity.recipe.items() if key not in keys})
+def _same_files(run_dir: Path, other: Path, stages: Sequence[str], read: Sequence[str] | None) -> bool:
+    """Whether all files that a stage reads of earlier stages are equal in two runs. read: None for all files"""
+
+    def digests(folder: Path) -> list[str | None]:
+        outputs: dict[str, str] = {}
+        for name in stages:
+            done = manifest.read_state(folder / name).manifest
+            outputs |= {path: row["sha256"] for path, row in done.outputs.items()} if done is not None else {}
+        return [outputs.get(path) for path in read or ()]
+
+    ours, theirs = digests(run_dir), digests(other)
+    return bool(ours) and None not in ours and ours == theirs
+
+
+def _without(identity: Identity, ignored: Collection[str]) -> Identity:
+    """The identity without keys and inputs that were compared in another way."""
+    return replace(
+        identity,
+        recipe={key: value for key, value in identity.recipe.items() if key not in ignored},
+        inputs={name: digest for name, digest in identity.inputs.items() if name not in ignored},
+    )
 
 
 def _wait_or_make(maker: StudyRun, name: str) -> None:
