@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,9 @@ from potstill.errors import escape_hidden
 from potstill.evaluation import intervals
 from potstill.records import Grade, Prediction, Question
 from potstill.report import model_comparison
+from potstill.report.group_scores import RunAnswers, group_runs, score_groups
 from potstill.report.html import render_comparison
+from potstill.report.model import QuotedScore
 from potstill.report.model_comparison import ComparedQuestion, ModelComparison, compare_sets, differing_questions
 from potstill.report.sentences import describe_judgements
 
@@ -69,6 +72,32 @@ def test_it_says_which_model_is_better_where() -> None:
     assert describe_judgements(comparison()) == [
         ("text", "better on sums; worse on more"), ("third", "no clear difference on more, sums"),
     ]  # fmt: skip
+
+
+def recipes(text: str = "text") -> ModelComparison:
+    """Two seeds of a recipe that is always wrong, and two of one that is always right, named `text`."""
+    runs = [
+        RunAnswers(f"{value}-{seed}", {"k": value}, {"train.seed": seed}, {"greedy": dict(answers)}, quoted=quoted)
+        for value, right in (("first", False), (text, True))
+        for answers in [{f"q{n}": ("sums", right) for n in range(60)}]
+        for seed, quoted in ((1, (QuotedScore(text, text, "sums", 0.5),)), (2, ()))
+    ]
+    groups = group_runs(runs)
+    return replace(comparison(text), recipes=groups, recipe_scores=score_groups(groups))
+
+
+def test_a_page_of_recipes_judges_recipes_and_not_single_seeds() -> None:
+    assert describe_judgements(recipes("second")) == [("k=second", "better on sums")]
+    html = render_comparison(recipes("second"))
+    assert "<h2>Recipes</h2>" in html and "<h2>Every run</h2>" in html and "<h1><bdi>k=first</bdi>" in html
+    assert "<td>2</td><td><b>100.0</b></td>" in html and "second (quoted: second)" in html
+    assert "other seeds and other questions" in html and "from the literature" in html
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_of_recipes_stay_texts(text: str) -> None:
+    html = render_comparison(recipes(text))
+    assert html.count("<script") == 1 and "<img" not in html and escape_hidden(html) == html
 
 
 def test_the_page_shows_the_change_the_questions_and_the_command() -> None:

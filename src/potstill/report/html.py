@@ -44,7 +44,7 @@ from potstill.report.model import (
 from potstill.report.model_comparison import ModelComparison
 from potstill.report.score_tables import HEADER, build_score_tables, table_notes
 
-VERSION: Final = 9  # of the content of the page and its tables; stored in the manifest of the stage `report`
+VERSION: Final = 10  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("labels", "Labels"),

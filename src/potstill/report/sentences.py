@@ -17,7 +17,7 @@ from typing import Final
 
 from potstill.records import BASE, Choice
 from potstill.report import summary
-from potstill.report.model import WITHOUT_BOUNDS, ReportData, RuleChoice, SetGroup
+from potstill.report.model import WITHOUT_BOUNDS, Interval, ReportData, RuleChoice, SetGroup
 from potstill.report.model_comparison import ModelComparison
 from potstill.report.summary import GroupChange, Judgement
 
@@ -187,20 +187,38 @@ def _describe_price(data: ReportData, choice: Choice, rule: RuleChoice) -> str:
 
 
 def describe_judgements(comparison: ModelComparison) -> list[tuple[str, str]]:
-    """(model, what changed against the first model), for every model but the first, by the first format."""
+    """(model, what changed against the first model), for every model but the first, by the first format.
+
+    Recipes stand for the models if these are grouped: single seeds are not judged.
+    """
+    if comparison.recipes:
+        return _judge_recipes(comparison)
     first = comparison.sets[0].answers
     rows = [row for row in comparison.sets if row.answers == first]
-    described = []
-    for index, model in enumerate(comparison.models[1:], 1):
-        parts = []
-        for word, judgement in (("better on", "gained"), ("worse on", "lost"), ("no clear difference on", "unclear")):
-            names = [
-                row.set for row in rows if (change := row.changes[index]) and summary.judge_change(change) == judgement
-            ]
-            if names:
-                parts.append(f"{word} {', '.join(names)}")
-        described.append((model, "; ".join(parts)))
-    return described
+    return [
+        (model, _judge_sets([(row.set, change) for row in rows if (change := row.changes[index])]))
+        for index, model in enumerate(comparison.models[1:], 1)
+    ]
+
+
+def _judge_recipes(comparison: ModelComparison) -> list[tuple[str, str]]:
+    scores = [score for score in comparison.recipe_scores if score.of == "set"]
+    changes: dict[str, list[tuple[str, Interval]]] = {group.label: [] for group in comparison.recipes[1:]}
+    for score in scores:
+        if score.difference is not None and score.difference_low is not None and score.difference_high is not None:
+            change = Interval(score.difference, score.difference_low, score.difference_high)
+            if score.answers == scores[0].answers:
+                changes[score.group].append((score.set, change))
+    return [(label, _judge_sets(of_group)) for label, of_group in changes.items() if of_group]
+
+
+def _judge_sets(changes: Sequence[tuple[str, Interval]]) -> str:
+    words = {"better on": "gained", "worse on": "lost", "no clear difference on": "unclear"}
+    parts = []
+    for word, judgement in words.items():
+        if names := [name for name, change in changes if summary.judge_change(change) == judgement]:
+            parts.append(f"{word} {', '.join(names)}")
+    return "; ".join(parts)
 
 
 def _group_phrase(group: SetGroup) -> str:
