@@ -116,7 +116,7 @@ def test_the_navigation_has_every_page_and_no_other() -> None:
     with open(ROOT / "zensical.toml", "rb") as opened:
         listed = list(leaves(tomllib.load(opened)["project"]["nav"]))
     generated = [f"reference/recipe/{name}.md" for name in recipe_keys.pages()]
-    generated += [f"reference/{name}.md" for name in ("index", "cli", "files", "prompts", "errors", "api")]
+    generated += [f"reference/{name}.md" for name in ("index", "study", "cli", "files", "prompts", "errors", "api")]
     assert sorted(listed) == sorted(IDS + generated)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import UserError
-from potstill.recipe.study import load_study, parse_study
+from potstill.recipe.study import ExperimentSection, QuickSection, StudySection, load_study, parse_study
 from potstill.study.grid import Study, expand_study
 from potstill.study.shared_stages import count_shared, stage_keys
 
@@ -166,3 +166,9 @@ def test_the_seed_of_the_teacher_and_of_training_are_shared_as_far_as_possible()
     assert counts["collect"] == 1 and counts["sample"] == counts["align"] == 2 and counts["train"] == 6
     counts = count_shared(expand("{name: s, recipe: demo, grid: {seed: [1, 2]}}"))
     assert counts["collect"] == counts["sample"] == 2, "the seed of the recipe splits the questions"
+
+
+def test_every_key_of_a_study_is_described() -> None:
+    for section in (StudySection, ExperimentSection, QuickSection):
+        for name, field in section.model_fields.items():
+            assert field.description and field.description.endswith("."), f"{section.__name__}.{name}"

@@ -12,6 +12,7 @@ REFERENCE: Final = ROOT / "docs" / "reference"
 TOY_STUDENT: Final = SOURCE / "demo" / "models" / "student"
 
 RECIPE: Final = "potstill.recipe:Recipe"
+STUDY: Final = "potstill.recipe.study:StudySection"
 CLI: Final = "potstill.cli:app"
 
 # The builder of prompts, its format, a demonstration, the style of all sets except BBH, and the style of a BBH task.

@@ -1,4 +1,4 @@
-"""Reference pages of the recipe: one page for each section, one heading for each key, from the pydantic schema."""
+"""Reference pages of recipes and study files: one heading for each key, from the pydantic schemas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from meanings import MEANINGS, UNITS
-from names import RECIPE, load
+from names import RECIPE, STUDY, load
 
 SECTIONS: Final = {
     "": "The name of the run, its seed, and the folder of the sets",
@@ -49,6 +49,24 @@ def pages() -> dict[str, str]:
         section, _, _ = key.name.partition(".")
         by_section[section if section in SECTIONS else ""].append(key)
     return {"index": _index(by_section)} | {name or "top-level": _page(name, keys) for name, keys in by_section.items()}
+
+
+def study_page() -> str:
+    """The page of the keys of study files."""
+    schema = load(STUDY).model_json_schema()
+    keys = [
+        key
+        for key in _keys(schema, schema["$defs"], "", set(schema["required"]), {})
+        if key.meaning or not key.type.startswith("mapping of names to mapping")
+    ]
+    lines = [
+        HEADER.format(title="Study keys"),
+        "# Study keys\n",
+        "A study file describes many runs of one recipe ([Run a study](../how-to/run-a-study.md)). `NAME` is a name that you",
+        "choose.\n",
+        *_headings("", keys),
+    ]
+    return "\n".join(lines)
 
 
 def every_key(written: dict[str, str] = MEANINGS) -> Iterator[Key]:
@@ -141,18 +159,20 @@ def _unit(dotted: str) -> str:
 def _page(section: str, inside: list[Key]) -> str:
     title = f"Recipe keys: {section or 'top level'}"
     lines = [HEADER.format(title=title), f"# {title}\n"]
+    lines += _headings(section, inside)
+    return "\n".join(lines)
+
+
+def _headings(section: str, inside: list[Key]) -> Iterator[str]:
     for key in inside:
         if key.name == section and key.type in ("mapping of keys", "mapping of keys or empty"):
             if key.meaning:
-                lines.append(_sentence(key.meaning) + "\n")
+                yield _sentence(key.meaning) + "\n"
             continue
         facts = [f"**Type** {key.type}", f"**Default** {key.default}"]
         facts += [f"**Unit** {key.unit}"] if key.unit else []
         short = key.name.removeprefix(f"{section}.") if section else key.name
-        lines.append(
-            f"## `{key.name}` {{ #{_anchor(short)} }}\n\n{_sentence(key.meaning)}\n\n" + " · ".join(facts) + "\n"
-        )
-    return "\n".join(lines)
+        yield f"## `{key.name}` {{ #{_anchor(short)} }}\n\n{_sentence(key.meaning)}\n\n" + " · ".join(facts) + "\n"
 
 
 def _index(by_section: dict[str, list[Key]]) -> str:

@@ -15,11 +15,13 @@ any value is built. A date stays text.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
@@ -285,6 +287,13 @@ def read_mapping(text: str, where: str, kind: str) -> tuple[dict[str, Any], dict
     where  name of the text, for messages
     kind   what the text is: recipe or study
     """
+    values, lines = _read_mapping_once(text, where, kind)
+    return copy.deepcopy(values), dict(lines)
+
+
+@cache
+def _read_mapping_once(text: str, where: str, kind: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """`read_mapping`, whose result is the same object for the same text: a study reads its recipe once for each run."""
     tree = load_yaml(text, where)
     if not isinstance(tree, Mapping):
         found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)[:80]
