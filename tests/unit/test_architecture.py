@@ -77,7 +77,7 @@ OWNERS: dict[str, set[str]] = {
     "re2": {"grading"},
     "math_verify": {"grading.expressions"},
     "scipy": {"evaluation.intervals"},
-    "matplotlib": {"report.canvas", "report.figures"},
+    "matplotlib": {"report.canvas", "report.figures", "report.study_figures"},
     "jinja2": {"report.html", "models.chat_template"},
     "markupsafe": {"report"},
     "ctranslate2": {"inference.ctranslate2"},

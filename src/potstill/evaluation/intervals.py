@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -278,3 +279,69 @@ def mcnemar_p_value(a: Sequence[bool], b: Sequence[bool]) -> float:
     if only_a + only_b == 0:
         return 1.0
     return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+@dataclass(frozen=True, slots=True)
+class LineFit:
+    """A straight line through the means of sizes, with its interval.
+
+    slope    change of the mean for a step of 1 on the horizontal axis, and its interval
+    p_value  of the test whose null hypothesis is that the line is flat
+    points   (x, mean, low, high) of the line, at both ends and between them
+    """
+
+    slope: float
+    low: float
+    high: float
+    p_value: float
+    points: tuple[tuple[float, float, float, float], ...]
+
+
+def fit_line(x: Sequence[float], sets: Sequence[Table], level: float = 0.95) -> LineFit:
+    """The least-squares line of the mean over sets, with its interval for other sizes and other questions of the same kind.
+
+    x     position of each size, three or more, such as the logarithm of its parameters
+    sets  for each set, one row per size with one value per question: the share of seeds that have it right
+
+    A size is one observation, however many seeds it has: what is peculiar to a size (its settings, its pretraining, how far
+    the truth is from a line) is common to its seeds, so seeds are not further evidence for a slope. The interval is that of
+    Student's t with two degrees of freedom less than sizes, from the distances of the sizes from the line, which contain
+    the noise of seeds and questions. It is at least what the questions alone give, because three sizes can lie on a line by
+    chance, and at least that of half a wrong question at every size. A bootstrap over runs is not used: with three or four
+    sizes, many of its samples have only one or two of them.
+
+    >>> fit = fit_line([5.0, 6.0, 7.0], [[[0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]]])
+    >>> round(fit.slope, 6), [round(mean, 6) for _, mean, _, _ in fit.points[::10]], fit.low < fit.slope < fit.high
+    (0.25, [0.25, 0.5, 0.75], True)
+    """
+    at = np.asarray(x, dtype=np.float64)
+    tables = [np.asarray(rows, dtype=np.float64) for rows in sets]
+    assert len(at) > 2 and len(np.unique(at)) > 2 and tables, "three sizes or more"
+    centred, count = at - at.mean(), len(tables)
+    spread = float(centred @ centred)
+    slopes = [centred @ table / spread for table in tables]  # of each question
+    middles = [table.mean(0) for table in tables]
+    means = np.mean([table.mean(1) for table in tables], axis=0)
+    slope = sum(float(one.mean()) for one in slopes) / count
+    rest = means - means.mean() - slope * centred
+    freedom = len(at) - 2
+    error = math.sqrt(float(rest @ rest) / freedom)
+    t, z = _quantile(freedom, level), float(stats.norm.ppf(0.5 + level / 2))
+
+    def of_questions(values: Sequence[np.ndarray], scale: float) -> float:
+        floor = scale * sum(0.5 / len(one) ** 2 for one in values)
+        return math.sqrt(max(sum(float(one.var(ddof=1)) / len(one) for one in values), floor)) / count
+
+    errors = error / math.sqrt(spread), of_questions(slopes, 1 / spread)
+    half = max(t * errors[0], z * errors[1])
+    steps = np.linspace(at.min(), at.max(), 21)
+    points = []
+    for place, offset in zip(steps, steps - at.mean(), strict=True):
+        mean = float(means.mean()) + slope * offset
+        scale = 1 / len(at) + offset**2 / spread
+        asked = of_questions([a + offset * b for a, b in zip(middles, slopes, strict=True)], scale)
+        own = max(t * error * math.sqrt(scale), z * asked)
+        points.append((float(place), mean, max(0.0, mean - own), min(1.0, mean + own)))
+    by_questions = 2 * float(stats.norm.sf(abs(slope) / errors[1]))
+    by_sizes = 2 * float(stats.t.sf(abs(slope) / errors[0], freedom)) if errors[0] else by_questions
+    return LineFit(slope, slope - half, slope + half, max(by_sizes, by_questions), tuple(points))

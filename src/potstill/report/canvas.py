@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -54,6 +55,7 @@ CSS_VARIABLES: Final = {
     f"#{number:02x}{number + 1:02x}{number + 2:02x}": f"var(--{name}, {colour})"
     for number, (name, colour) in enumerate(_PALETTE.items(), 1)
 }
+_LIGHT: Final = dict(zip(CSS_VARIABLES, _PALETTE.values(), strict=True))  # placeholder -> colour of the light page
 INK, SOFT, RULE, PAPER, INSIDE, OUTSIDE, GENERIC, HEAT, GOOD, BAD = CSS_VARIABLES
 GROUP_COLOURS: Final[Mapping[SetGroup, str]] = {
     "in-distribution": INSIDE,
@@ -145,6 +147,49 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     )
     lines = [line.strip() for line in (head + text[text.index(">") + 1 :]).splitlines()]
     return "\n".join(line for line in lines if line and not line.startswith("<!--"))
+
+
+def to_svg_file(svg: str) -> str:
+    """An `svg` element of `to_svg` as a file of its own: on white, in plain colours and with a font for every program.
+
+    >>> to_svg_file(to_svg(new_figure(10, 10), "empty", "Nothing.")).splitlines()[0]
+    '<?xml version="1.0" encoding="UTF-8"?>'
+    """
+    plain = re.sub(r"var\(--[a-z]+, (#[0-9a-f]{6})\)", r"\1", svg)
+    head = '<svg font-family="Inter, Helvetica, Arial, sans-serif" style="background: #ffffff"'
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + plain.replace('<svg class="figure"', head, 1) + "\n"
+
+
+def to_png(figure: Figure, scale: float = 2.0) -> bytes:
+    """The drawing as a PNG image on white, with `scale` pixels for a CSS pixel. It has the colours of the light page, which
+    the figure then keeps: `to_svg` comes first."""
+    figure.draw_without_rendering()  # makes the ticks, which also have colours
+    names = [f"{edge}color" for edge in ("", "face", "edge", "markerface", "markeredge")]
+    for artist in figure.findobj():
+        for name in names:
+            get, put = getattr(artist, f"get_{name}", None), getattr(artist, f"set_{name}", None)
+            if get is not None and put is not None and (plain := _plain_colour(get())) is not None:
+                put(plain)
+    figure.patch.set_facecolor("#ffffff")
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font", UserWarning)
+        figure.savefig(buffer, format="png", dpi=72 * scale, facecolor="#ffffff", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _plain_colour(colour: Any) -> Any:
+    """A colour, or an array of colours, with the colours of the light page for placeholders; None without a placeholder."""
+    if isinstance(colour, str) and colour in ("none", "auto"):
+        return None
+    rows = to_rgba_array(colour)
+    plain = [_LIGHT.get(to_hex(row[:3])) for row in rows]
+    if not any(plain):
+        return None
+    for row, light in zip(rows, plain, strict=True):
+        if light is not None:
+            row[:3] = to_rgb(light)
+    return rows if getattr(colour, "ndim", 1) == 2 else tuple(rows[0])
 
 
 # Labels next to points

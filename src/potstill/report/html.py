@@ -30,10 +30,12 @@ from potstill.errors import escape_hidden
 from potstill.records import BASE, Checkpoint, PassCurve, Score
 from potstill.report import label_views, question_views, sentences, summary
 from potstill.report.csv_tables import build_tables, times_csv
+from potstill.report.group_scores import GroupScore
 from potstill.report.model import (
     OUTCOMES,
     SET_GROUPS,
     Comparison,
+    Interval,
     QuotedScore,
     ReportData,
     SetGroup,
@@ -43,6 +45,7 @@ from potstill.report.model import (
 )
 from potstill.report.model_comparison import ModelComparison
 from potstill.report.score_tables import HEADER, build_score_tables, table_notes
+from potstill.report.study_numbers import StudyReport
 
 VERSION: Final = 10  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
@@ -164,6 +167,20 @@ def _quoted_columns(quoted: Sequence[QuotedScore]) -> dict[tuple[str, str], dict
     return columns
 
 
+def render_study(data: StudyReport, figures: Mapping[str, Mapping[str, str]]) -> str:
+    """The page of `potstill study` as HTML text.
+
+    figures  experiment -> the figures of `draw_experiment`, which are inserted without escaping
+    """
+    values: dict[str, Any] = {
+        "policy": _content_policy(""),
+        "figures": {name: {key: Markup(svg) for key, svg in drawn.items()} for name, drawn in figures.items()},
+        "group_meanings": sentences.GROUP_MEANINGS,
+        "groups": SET_GROUPS,
+    }
+    return _render("study.html.jinja", data, values)
+
+
 def _content_policy(script: str) -> str:
     """The Content-Security-Policy of the page: it loads nothing, and runs no script except this one."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -171,7 +188,7 @@ def _content_policy(script: str) -> str:
     return f"default-src 'none';{allowed} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-def _render(template: str, data: ReportData | ModelComparison, values: Mapping[str, Any]) -> str:
+def _render(template: str, data: ReportData | ModelComparison | StudyReport, values: Mapping[str, Any]) -> str:
     html = _jinja_environment().get_template(template).render(data=data, css=Markup(_read_asset("page.css")), **values)
     return escape_hidden(html).strip() + "\n"  # escapes control and direction characters in all texts
 
@@ -195,9 +212,16 @@ def _jinja_environment() -> Environment:
         lost=sentences.format_lost,
         marks=summary.checkpoint_marks,
         judgement=summary.judge_change,
+        score_judgement=_judge_score,
         run_recipe=question_views.recipe_path,
     )
     return environment
+
+
+def _judge_score(score: GroupScore) -> summary.Judgement:
+    """What the change of a group from its baseline is called."""
+    assert score.difference is not None and score.difference_low is not None and score.difference_high is not None
+    return summary.judge_change(Interval(score.difference, score.difference_low, score.difference_high))
 
 
 def _read_asset(name: str) -> str:
