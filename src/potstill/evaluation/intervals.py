@@ -336,12 +336,12 @@ def fit_line(x: Sequence[float], sets: Sequence[Table], level: float = 0.95) -> 
     half = max(t * errors[0], z * errors[1])
     steps = np.linspace(at.min(), at.max(), 21)
     points = []
-    for place, offset in zip(steps, steps - at.mean(), strict=True):
+    for place, offset in zip(steps.tolist(), (steps - at.mean()).tolist(), strict=True):
         mean = float(means.mean()) + slope * offset
         scale = 1 / len(at) + offset**2 / spread
         asked = of_questions([a + offset * b for a, b in zip(middles, slopes, strict=True)], scale)
         own = max(t * error * math.sqrt(scale), z * asked)
-        points.append((float(place), mean, max(0.0, mean - own), min(1.0, mean + own)))
+        points.append((place, mean, max(0.0, mean - own), min(1.0, mean + own)))
     by_questions = 2 * float(stats.norm.sf(abs(slope) / errors[1]))
     by_sizes = 2 * float(stats.t.sf(abs(slope) / errors[0], freedom)) if errors[0] else by_questions
     return LineFit(slope, slope - half, slope + half, max(by_sizes, by_questions), tuple(points))
