@@ -10,7 +10,7 @@ from typing import Any
 from potstill.records import BASE, Checkpoint
 from potstill.report.group_scores import RunAnswers
 from potstill.report.model import Interval, RuleChoice, SetGroup
-from potstill.report.study_files import Experiment, StudyRun
+from potstill.report.study_model import Experiment, StudyRun
 from potstill.report.summary import CheckpointScores
 
 SETS: dict[str, SetGroup] = {

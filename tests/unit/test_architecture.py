@@ -119,6 +119,8 @@ PURE = {
     "report.model_comparison",
     "report.question_views",
     "report.sentences",
+    "report.study_model",
+    "report.study_numbers",
     "report.summary",
 }
 STAGE_PROTOCOL = {"potstill.stages.Stage", "potstill.stages.StageResult"}  # all that a stage may import of stages

@@ -19,8 +19,8 @@ import example_study
 from example_report import HOSTILE
 from potstill.evaluation import intervals
 from potstill.report import study_numbers
-from potstill.report.study_files import Experiment, StudyRun
-from potstill.report.study_numbers import ExperimentView, mean_path, view_experiment
+from potstill.report.study_model import Experiment, ExperimentView, StudyReport, StudyRun
+from potstill.report.study_numbers import mean_path, view_experiment
 from potstill.report.study_page import describe_experiment, render_study_page
 
 
@@ -97,7 +97,7 @@ def test_losses_of_different_objectives_are_in_different_panels() -> None:
 
 def test_shared_stages_cost_once() -> None:
     _, runs = example_study.rules()
-    report = study_numbers.StudyReport("rules", "", (), runs, tuple(study_numbers.list_costs(runs)))
+    report = StudyReport("rules", "", (), runs, tuple(study_numbers.list_costs(runs)))
     assert report.total.seconds == {
         "train": 2 * (60 + 120 + 180),
         "evaluate": 180,

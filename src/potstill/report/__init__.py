@@ -9,4 +9,6 @@
 of the page, which `example_questions` picks. `calibration` measures confidence and entropy. `run_files` and
 `calibration_files` read files for `collect`, and `licences` finds the sources of a student. `model_comparison` compares
 models for the page of `potstill compare`. `group_files` reads runs of several seeds, and `group_scores` compares them.
+`study_page` makes the page of a study: `study_files` reads its runs into `study_model`, `study_numbers` groups and compares
+them, and `study_figures` draws.
 """

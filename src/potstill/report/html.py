@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -45,9 +45,7 @@ from potstill.report.model import (
 )
 from potstill.report.model_comparison import ModelComparison
 from potstill.report.score_tables import HEADER, build_score_tables, table_notes
-
-if TYPE_CHECKING:
-    from potstill.report.study_numbers import StudyReport
+from potstill.report.study_model import StudyReport
 
 VERSION: Final = 10  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (

@@ -36,7 +36,8 @@ from potstill.report.canvas import (
     step_axis,
 )
 from potstill.report.model import SET_GROUPS, SetGroup
-from potstill.report.study_numbers import ExperimentView, FormatMatrix, Scaling, mean_path
+from potstill.report.study_model import ExperimentView, FormatMatrix, Scaling
+from potstill.report.study_numbers import mean_path
 from potstill.report.summary import percent_number
 
 WIDE, NARROW = 960, 380

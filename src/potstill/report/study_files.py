@@ -8,22 +8,22 @@ Only answers and files of finished stages are read. No split is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from potstill import storage
 from potstill.errors import UserError
 from potstill.models import count_stored_parameters
 from potstill.recipe import Recipe, flatten_keys, load_recipe
-from potstill.records import BASE, Checkpoint
+from potstill.records import BASE
 from potstill.report.group_files import read_run
-from potstill.report.group_scores import RunAnswers
-from potstill.report.model import ReportData, RuleChoice
+from potstill.report.model import ReportData
 from potstill.report.rule_choices import collect_rule_choices
 from potstill.report.run_files import RunFiles
-from potstill.report.summary import CheckpointScores, scores_by_checkpoint
+from potstill.report.study_model import Experiment, StudyRun
+from potstill.report.summary import scores_by_checkpoint
 from potstill.storage import ledger, manifest
 
 # What the loss of training compares: between runs that differ in one of these, its values cannot be compared.
@@ -41,61 +41,6 @@ OBJECTIVE_KEYS: Final = (
     "train.replay",
     "train.sources",
 )
-
-
-class Experiment(NamedTuple):
-    """One grid of a study.
-
-    axes  the keys or names whose choices are combined
-    runs  (name, axis -> name of its choice, folder) of every run
-    """
-
-    name: str
-    title: str
-    axes: Sequence[str]
-    runs: Sequence[tuple[str, Mapping[str, str], Path]]
-
-
-@dataclass(frozen=True, slots=True)
-class StudyRun:
-    """What the page of a study shows of a run. Without a finished run, only `name`, `folder`, `fault` and the costs.
-
-    folder      name of its folder, beside the page
-    fault       why its results cannot be shown; empty if they can
-    answers     test answers of the chosen checkpoint; `base` of the base
-    main        format and decoding of the choice, as in the names of files of answers
-    formats     formats of the evaluation, in the order of the recipe
-    trained_on  format -> quota in training
-    chosen      the chosen checkpoint
-    curve       validation accuracies of the base and of every checkpoint, in the main format
-    losses      (step, training loss in nats per supervised position)
-    objective   key -> value, for everything that decides what the loss compares
-    parameters  number of parameters of the student
-    rules       what each rule chooses
-    seconds     stage -> seconds of the processes that finished it here; without stages that were copied
-    copied      stage -> name of the run from which it was copied
-    tokens      tokens that the teacher wrote for this run's own stage `sample`; 0 if it was copied
-    money       the cost of this run's own stage `sample`
-    """
-
-    name: str
-    folder: str
-    fault: str = ""
-    answers: RunAnswers | None = None
-    base: RunAnswers | None = None
-    main: str = ""
-    formats: tuple[str, ...] = ()
-    trained_on: Mapping[str, int] = field(default_factory=dict)
-    chosen: Checkpoint | None = None
-    curve: tuple[CheckpointScores, ...] = ()
-    losses: tuple[tuple[int, float], ...] = ()
-    objective: Mapping[str, Any] = field(default_factory=dict)
-    parameters: int | None = None
-    rules: tuple[RuleChoice, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    copied: Mapping[str, str] = field(default_factory=dict)
-    tokens: int = 0
-    money: float = 0.0
 
 
 def read_study(experiments: Iterable[Experiment]) -> dict[str, StudyRun]:

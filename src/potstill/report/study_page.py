@@ -17,8 +17,8 @@ from potstill.report import study_figures, study_numbers
 from potstill.report.csv_tables import CellValue, to_csv
 from potstill.report.html import render_study
 from potstill.report.model import SET_GROUPS
-from potstill.report.study_files import Experiment, StudyRun, read_study
-from potstill.report.study_numbers import ExperimentView, RuleRow, StudyReport
+from potstill.report.study_files import read_study
+from potstill.report.study_model import Experiment, ExperimentView, RuleRow, StudyReport, StudyRun
 
 Rows = Iterator[tuple[CellValue, ...]]
 PAGE: Final = "index.html"
