@@ -12,7 +12,16 @@ from markdown_it import MarkdownIt
 from example_report import HOSTILE
 from potstill.report.group_scores import GroupScore, RunAnswers, SeedGroup, group_runs, score_groups
 from potstill.report.model import SetGroup
-from potstill.report.score_tables import LATEX_ESCAPES, build_score_tables, to_csv_text, to_latex, to_markdown
+from potstill.report.score_tables import (
+    LATEX_ESCAPES,
+    build_score_tables,
+    escape_latex,
+    escape_markdown,
+    table_notes,
+    to_csv_text,
+    to_latex,
+    to_markdown,
+)
 
 NAMES = [*HOSTILE, "a|b", "100 % & $5 #1 {x} ~ ^ \\ _", "*bold* `code` [link](x)", "two\nlines"]
 
@@ -57,6 +66,19 @@ def test_the_lines_show_seeds_intervals_and_differences() -> None:
     assert sets[0][1][2].difference == "0.0" and re.fullmatch(
         r"−\d+\.\d to \+\d+\.\d", sets[0][1][2].difference_interval
     )
+
+
+def test_the_notes_say_what_differences_are_from_and_what_intervals_hold_for() -> None:
+    groups, scores = scored()
+    notes = table_notes(groups, scores)
+    assert notes[0] == "Differences are from k=a." and [note.split()[0] for note in notes[1:]] == [
+        "Intervals",
+        "One",
+        "No",
+    ]
+    assert table_notes(groups, score_groups(groups, baseline=None))[0].startswith("Intervals")
+    assert all(escape_markdown(note) in to_markdown(groups, scores, "test") for note in notes)
+    assert all(escape_latex(note) in to_latex(groups, scores, "test") for note in notes)
 
 
 @pytest.mark.parametrize("name", NAMES)

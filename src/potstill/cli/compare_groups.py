@@ -108,7 +108,7 @@ def print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], spli
         about = describe_keys(group.keys)
         console.print(plain_text(f"{group.label}: {named}" if about in group.label else f"{named}: {about}"))
     for note in table_notes(groups, scores):
-        console.print(note, style="dim")
+        console.print(plain_text(note, "dim"))
 
 
 def _refuse_suffix(out: Path) -> NoReturn:

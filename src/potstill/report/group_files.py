@@ -67,7 +67,8 @@ def read_run(
     Raises UserError if the folder has no recipe, or if the checkpoint was not evaluated on the split.
     """
     recipe = load_recipe(run_dir / "recipe.yaml")
-    named, checkpoint = checkpoint, find_checkpoint(run_dir, STAGES[split]) if checkpoint is None else checkpoint
+    named, by_rule = checkpoint, checkpoint is None
+    checkpoint = find_checkpoint(run_dir, STAGES[split]) if checkpoint is None else checkpoint
     if checkpoint is None or manifest.read_finished(run_dir / STAGES[split] / checkpoint.name) is None:
         what = f"this run, or its named checkpoint, has not been evaluated on {split}"
         answered = checkpoints.list_answered_checkpoints(run_dir / STAGES[split])
@@ -99,7 +100,8 @@ def read_run(
         set_groups(sets.in_distribution, sets.out_of_distribution, sets.generic),
         training="" if checkpoint == BASE else training_digest(run_dir),
         quoted=quoted_scores(recipe),
-        is_fixed=checkpoint == BASE and recipe.student.model is not None,
+        # A rule that chose step 0 could choose another step after training with another seed.
+        is_fixed=checkpoint == BASE and recipe.student.model is not None and not (recipe.has_teacher and by_rule),
         is_base=as_base,
     )
 

@@ -11,7 +11,7 @@
     [(0.625, None, 'seeds and questions'), (0.25, -0.375, 'questions, one seed')]
 
 `group_files` reads the answers of runs. Intervals of a group with several seeds hold for other seeds and other questions of
-the same kind (`intervals.seeds_interval`). Those of a group with one seed hold for other questions only, and
+the same kind (`intervals.seeds_share`). Those of a group with one seed hold for other questions only, and
 `interval_over` says so. Only questions that all compared runs answered count.
 """
 

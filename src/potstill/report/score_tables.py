@@ -116,7 +116,10 @@ def list_quoted(groups: Sequence[SeedGroup]) -> list[QuotedScore]:
 
 
 def table_notes(groups: Sequence[SeedGroup], scores: Sequence[GroupScore]) -> list[str]:
-    """What the intervals of a table hold for, and what quoted figures are."""
+    """What the differences are from, what the intervals of a table hold for, and what quoted figures are."""
+    baselines = list(dict.fromkeys(score.baseline for score in scores if score.baseline is not None))
+    against = [f"Differences are from {baselines[0]}."] if len(baselines) == 1 else []
+    against = ["Differences are from the base of the same student."] if len(baselines) > 1 else against
     over: set[IntervalOver] = {score.interval_over for score in scores}
     notes: dict[IntervalOver, str] = {
         "seeds and questions": SEEDS_NOTE,
@@ -125,7 +128,7 @@ def table_notes(groups: Sequence[SeedGroup], scores: Sequence[GroupScore]) -> li
     }
     of_sets = {score.set for score in scores if score.of == "set"}
     quoted = [QUOTED_NOTE] if any(row.set in of_sets for row in list_quoted(groups)) else []
-    return [*(note for kind, note in notes.items() if kind in over), *quoted]
+    return [*against, *(note for kind, note in notes.items() if kind in over), *quoted]
 
 
 def to_csv_text(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> str:
@@ -166,7 +169,7 @@ def to_markdown(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split
                 lines.append(f"| {' | '.join(map(escape_markdown, ('' if number else title, *line)))} |")
         title = escape_markdown(f"{answers}, {split} questions: percent right")
         parts += [f"**{title}**", "\n".join(lines)]
-    return "\n\n".join([*parts, *table_notes(groups, scores)]) + "\n"
+    return "\n\n".join([*parts, *map(escape_markdown, table_notes(groups, scores))]) + "\n"
 
 
 def to_latex(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> str:
