@@ -636,3 +636,13 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, world: Path) -> No
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in told
+
+
+def test_tables_of_compare_fit_a_terminal_of_80_columns_and_keep_their_names(
+    said: Callable[..., Told], finished: Path
+) -> None:
+    for arguments in ((f"{finished}@0", f"{finished}@4"), (f"{finished}@0", f"{finished}@2", f"{finished}@4")):
+        lines = said("compare", *arguments, columns=80).stdout.splitlines()
+        rows = [line for line in lines if " to " in line and line.count("  ") > 2]
+        assert rows and max(map(len, rows)) <= 80, rows
+        assert not any("…" in line for line in lines) and any(line.lstrip().startswith("sums") for line in lines), lines

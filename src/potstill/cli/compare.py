@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill import progress, storage
-from potstill.cli.tables import plain_text
+from potstill.cli.tables import NARROWEST_NAME, plain_text
 from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
@@ -242,19 +242,19 @@ def _comparison_table(rows: list[SetComparison]) -> Table:
         "difference",
         "95 % interval",
         *(("p",) if tested else ()),
-        "only 1st",
-        "only 2nd",
+        "only 1st/2nd",
     )
-    table = Table("set", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("set", overflow="fold", min_width=NARROWEST_NAME)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         title = f"  mean of {row.tasks} tasks" if row.tasks else row.set
-        only = ["" if number is None else str(number) for number in (row.only_first, row.only_second)]
+        only = "" if row.only_first is None else f"{row.only_first}/{row.only_second}"
         p = [] if not tested else ["" if row.p is None else f"{row.p:.2g}"]
         shares = percent_number(row.first), percent_number(row.second)
         difference = format_points(row.difference), f"{format_points(row.low)} to {format_points(row.high)}"
-        table.add_row(plain_text(title), str(row.n), *shares, *difference, *p, *only)
+        table.add_row(plain_text(title), str(row.n), *shares, *difference, *p, only)
     return table
 
 

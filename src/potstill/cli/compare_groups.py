@@ -21,7 +21,7 @@ from rich.table import Table
 
 from potstill import progress, storage
 from potstill.cli.compare import find_split, parse_run, refuse_nothing, write_page
-from potstill.cli.tables import plain_text
+from potstill.cli.tables import NARROWEST_NAME, plain_text
 from potstill.errors import UserError
 from potstill.report.group_files import read_run
 from potstill.report.group_scores import GroupScore, SeedGroup, describe_keys, group_runs, score_groups
@@ -93,8 +93,8 @@ def print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], spli
     """Print a table for each format and decoding, the runs of each group, and what the intervals hold for."""
     console = Console(soft_wrap=True)
     for answers, sets in build_score_tables(groups, scores):
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("", no_wrap=True)
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("", overflow="fold", min_width=NARROWEST_NAME)
         for column in COLUMNS:
             table.add_column(column, justify="right", no_wrap=True)
         for title, lines in sets:

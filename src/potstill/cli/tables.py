@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from potstill.errors import escape_hidden
+
+NARROWEST_NAME: Final = 12  # characters of the first column, which continues on the next line if the terminal is narrow
 
 
 def plain_text(value: object, style: str = "") -> Text:

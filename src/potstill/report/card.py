@@ -45,7 +45,8 @@ class CardFacts:
     tokenizer_class     class of transformers that gives the student's own token ids; None if no class does
     has_template        whether the folder's chat template is the trained prompt
     end_tokens          names of the tokens that end a text
-    has_teacher_chains  whether the student was trained on a teacher's chains
+    has_rationales      whether the student was trained on rationales, and not only on bare answers
+    has_teacher_chains  whether these are a teacher's chains
     weights_dtype       dtype of the weights in the folder
     adapter_base        base of the LoRA adapter in the folder; None if the folder has no adapter
     """
@@ -57,6 +58,7 @@ class CardFacts:
     tokenizer_class: str | None = None
     has_template: bool = False
     end_tokens: tuple[str, ...] = ()
+    has_rationales: bool = True
     has_teacher_chains: bool = False
     weights_dtype: str = "float32"
     adapter_base: str | None = None
@@ -101,7 +103,8 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
     languages = {item.language for item in trained}
     if trained and None not in languages:
         fields["language"] = sorted(language for language in languages if language)
-    fields["tags"] = ["potstill", "chain-of-thought", *(["distillation"] if facts.has_teacher_chains else [])]
+    taught = ["chain-of-thought", *(["distillation"] if facts.has_teacher_chains else [])]
+    fields["tags"] = ["potstill", *(taught if facts.has_rationales else [])]
     return fields
 
 

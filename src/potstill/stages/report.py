@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potstill import grading, storage
+from potstill import grading, prompts, storage
 from potstill.data import run_questions, splits
 from potstill.evaluation import checkpoint, choice, intervals, query_settings, selection
 from potstill.inference.transformers import TransformersEngine
@@ -106,6 +106,7 @@ def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: 
         tokenizer_class=tokenizer_class,
         has_template=has_template,
         end_tokens=tuple(names[token] for token in end_tokens if token in names),
+        has_rationales=any(quota and prompts.FORMATS[name].rationale for name, quota in recipe.train.formats.items()),
         has_teacher_chains=any(source.teacher.kind != "human" for source in recipe.sources.values()),
         weights_dtype=dtype,
         adapter_base=recipe.student.model if recipe.train.save_adapter else None,
