@@ -21,6 +21,8 @@ from potstill.errors import UserError
 from potstill.recipe import parse_recipe
 from potstill.records import Chain
 from potstill.report import collect, figures
+from potstill.report.group_files import compared_keys
+from potstill.report.group_scores import label_groups
 from potstill.report.run_files import RunFiles
 from potstill.run_reader import open_run
 from potstill.storage import atomic, ledger, manifest, parquet, segments
@@ -123,6 +125,22 @@ def test_a_run_with_one_teacher_does_not_know_of_several(world: Path, alone: dic
             done = manifest.read_finished(run / stage)
             assert done is not None and not any("teachers" in key for key in done.identity.recipe)
         assert len(collect.summarize_sources(RunFiles(run, open_run(run).recipe))) == 1
+
+
+def test_a_comparison_names_only_what_the_sources_set(world: Path) -> None:
+    recipes = [
+        recipe(world, *BOTH),
+        recipe(world, f"teacher={MODEL}"),
+        recipe(world, f"teacher={MODEL}", "train.steps=9"),
+    ]
+    several, alone, longer = label_groups([compared_keys(each) for each in recipes])
+    assert (
+        "teachers.human.kind=human" in several
+        and "teachers.model.samples=3" in several
+        and "teachers.human.samples" not in several
+    )
+    assert "teacher.kind=local" in alone and "teacher.samples=3" in alone and "teacher.chat" not in alone
+    assert "teacher.kind" not in several and longer == alone.replace("train.steps=4", "train.steps=9")
 
 
 def test_shards_and_resumed_runs_store_the_same_chains(

@@ -129,4 +129,18 @@ def training_digest(run_dir: Path) -> str:
 def compared_keys(recipe: Recipe) -> dict[str, Any]:
     """Every key that makes two recipes different, apart from their seeds."""
     sections = [name for name in type(recipe).model_fields if name not in ("name", "seed", "report")]
-    return {key: value for key, value in flatten_keys(recipe, *sections).items() if key not in SEED_KEYS}
+    keys = {key: value for key, value in flatten_keys(recipe, *sections).items() if key not in SEED_KEYS}
+    return keys if recipe.teachers is None else _without_teacher_defaults(keys)
+
+
+def _without_teacher_defaults(keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe with several teachers, without those that would only lengthen its label: the section `teacher`,
+    which is not used, and the keys of the teachers that have their defaults, except `kind`."""
+    defaults = flatten_keys(Recipe(name="defaults"), "teacher")
+    kept = {key: value for key, value in keys.items() if not key.startswith(("teacher.", "teachers."))}
+    for key, value in keys.items():
+        if key.startswith("teachers."):
+            own = key.split(".", 2)[2]  # the key without `teachers.NAME.`
+            if own == "kind" or value != defaults.get(f"teacher.{own}"):
+                kept[key] = value
+    return kept
