@@ -134,13 +134,12 @@ def compared_keys(recipe: Recipe) -> dict[str, Any]:
 
 
 def _without_teacher_defaults(keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a recipe with several teachers, without those that would only lengthen its label: the section `teacher`,
-    which is not used, and the keys of the teachers that have their defaults, except `kind`."""
+    """The keys of a recipe with several teachers, without those that would only lengthen its label: the keys of the teachers
+    that have their defaults, except `kind`."""
     defaults = flatten_keys(Recipe(name="defaults"), "teacher")
-    kept = {key: value for key, value in keys.items() if not key.startswith(("teacher.", "teachers."))}
+    kept = {}
     for key, value in keys.items():
-        if key.startswith("teachers."):
-            own = key.split(".", 2)[2]  # the key without `teachers.NAME.`
-            if own == "kind" or value != defaults.get(f"teacher.{own}"):
-                kept[key] = value
+        own = key.split(".", 2)[-1] if key.startswith("teachers.") else ""  # the key without `teachers.NAME.`
+        if own in ("", "kind") or value != defaults.get(f"teacher.{own}"):
+            kept[key] = value
     return kept

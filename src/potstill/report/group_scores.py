@@ -25,7 +25,6 @@ from typing import Any, Final, Literal
 
 from potstill.errors import UserError, suggest
 from potstill.evaluation import intervals
-from potstill.recipe import Recipe, flatten_keys
 from potstill.report.model import SET_GROUPS, Interval, QuotedScore, SetGroup
 from potstill.report.summary import mean_interval
 
@@ -312,15 +311,18 @@ def _divide(
 
 
 def _differing_keys(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each row's values of the keys that are not equal in all rows. A row of a recipe with several teachers has no keys of
-    `teacher`; it counts as having their defaults."""
-    defaults = flatten_keys(Recipe(name="defaults"), "teacher")
+    """Each row's values of the keys that are not equal in all rows. In a recipe with several teachers, the keys of `teacher`
+    have their defaults and mean nothing, so it gets no value of them."""
     differing = [
         key
         for key in dict.fromkeys(key for row in rows for key in row)
-        if len({json.dumps(row.get(key, defaults.get(key)), sort_keys=True) for row in rows}) > 1
+        if len({json.dumps(row.get(key), sort_keys=True) for row in rows}) > 1
     ]
-    return [{key: row.get(key) for key in differing} for row in rows]
+    several = [any(key.startswith("teachers.") for key in row) for row in rows]
+    return [
+        {key: None if unused and key.startswith("teacher.") else row.get(key) for key in differing}
+        for row, unused in zip(rows, several, strict=True)
+    ]
 
 
 def _number_equal(labels: Sequence[str]) -> list[str]:
