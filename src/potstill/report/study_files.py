@@ -8,7 +8,7 @@ Only answers and files of finished stages are read. No split is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -43,20 +43,24 @@ OBJECTIVE_KEYS: Final = (
 )
 
 
-def read_study(experiments: Iterable[Experiment]) -> dict[str, StudyRun]:
-    """The runs of all experiments by name. A run that cannot be read has a `fault`."""
+def read_study(experiments: Iterable[Experiment], unfinished: Collection[str] = ()) -> dict[str, StudyRun]:
+    """The runs of all experiments by name. A run that is unfinished, or cannot be read, has a `fault`."""
     folders = {name: run_dir for experiment in experiments for name, _, run_dir in experiment.runs}
-    return {name: read_study_run(name, run_dir) for name, run_dir in folders.items()}
+    return {name: read_study_run(name, run_dir, name in unfinished) for name, run_dir in folders.items()}
 
 
-def read_study_run(name: str, run_dir: Path) -> StudyRun:
+def read_study_run(name: str, run_dir: Path, is_unfinished: bool = False) -> StudyRun:
     """One run. Its costs are read also if it has not finished."""
     run = StudyRun(name, run_dir.name)
+    if not run_dir.is_dir():
+        return replace(run, fault="it has not begun")
     try:
         run = _read_costs(run, run_dir)
+        if is_unfinished:
+            return replace(run, fault="it has not finished, or its recipe has changed since")
         return _read_results(run, run_dir, load_recipe(run_dir / "recipe.yaml"))
     except UserError as fault:
-        return replace(run, fault=fault.what if run_dir.is_dir() else "it has not begun")
+        return replace(run, fault=fault.what)
 
 
 def _read_results(run: StudyRun, run_dir: Path, recipe: Recipe) -> StudyRun:

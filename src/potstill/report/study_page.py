@@ -10,7 +10,7 @@ The names are relative to the study's folder, in which every run has a folder. T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from potstill.report import study_figures, study_numbers
@@ -25,15 +25,18 @@ PAGE: Final = "index.html"
 FIGURES: Final = "figures"
 
 
-def build_study_page(name: str, title: str, experiments: Sequence[Experiment]) -> dict[str, str | bytes]:
+def build_study_page(
+    name: str, title: str, experiments: Sequence[Experiment], unfinished: Collection[str] = ()
+) -> dict[str, str | bytes]:
     """The page `index.html`, and every figure as SVG, PNG and CSV in `figures/`.
 
     name, title  of the study
     experiments  in the order of the page, with the runs of each in the order of its grid
+    unfinished   names of runs that are not finished with the recipe that they have now
 
     A run that has not finished, or cannot be read, is named on the page with its fault, and is in no number.
     """
-    return render_study_page(name, title, experiments, read_study(experiments))
+    return render_study_page(name, title, experiments, read_study(experiments, unfinished))
 
 
 def render_study_page(
