@@ -286,6 +286,10 @@ def test_tables_have_the_scores_of_compare_with_the_names_of_the_choices(here: P
     paths = study.write_table(plan, table)
     assert [path.name for path in paths] == ["rules.csv", "rules.md", "rules.tex"]
     assert "span" in paths[1].read_text("utf-8")
+    page = study.write_page(plan)
+    html = page.read_text("utf-8")
+    assert page == plan.folder / "index.html" and all(run.name in html for run in plan.runs)
+    assert {path.suffix for path in (plan.folder / "figures").iterdir()} == {".csv", ".png", ".svg"}
     atomic.remove(plan.runs[3].run_dir / "report")
     (table,) = study.read_tables(plan)
     assert table.missing == ("span.seed-4",) and len(table.groups[2].runs) == 1

@@ -80,9 +80,9 @@ def _study(
 
 
 def _print_results(study: Study) -> None:
-    """Print the table of every experiment, and write it to files."""
+    """Print the table of every experiment, and write the tables and the page."""
     from potstill.cli.compare_groups import print_tables
-    from potstill.study import read_tables, write_table
+    from potstill.study import read_tables, write_page, write_table
 
     for table in read_tables(study):
         typer.echo(f"\n{table.experiment.name}: {table.experiment.title or study.title}".rstrip(": "))
@@ -90,6 +90,7 @@ def _print_results(study: Study) -> None:
         if table.missing:
             typer.echo(f"not in the table, because they are not finished: {', '.join(table.missing)}")
         typer.echo(f"tables: {', '.join(map(str, write_table(study, table)))}")
+    typer.echo(f"page: {write_page(study)}")
 
 
 def _refuse_failures(path: Path, results: Sequence[RunResult]) -> None:

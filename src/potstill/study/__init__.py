@@ -6,12 +6,12 @@
     study.make_runs(plan, jobs=2)           # runs/findings/<run>, each in a process of its own
 
 `grid` expands a study file into runs. `shared_stages` decides which run makes a stage for the others, `processes` makes the
-runs, and `results` writes the tables.
+runs, and `results` writes the tables and the page.
 """
 
 from potstill.study.grid import Experiment, Study, StudyRun, open_study
 from potstill.study.processes import RunResult, is_finished, make_run, make_runs
-from potstill.study.results import ExperimentTable, read_tables, write_table
+from potstill.study.results import ExperimentTable, read_tables, write_page, write_table
 from potstill.study.shared_stages import count_shared, stage_keys
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "open_study",
     "read_tables",
     "stage_keys",
+    "write_page",
     "write_table",
 ]

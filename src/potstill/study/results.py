@@ -1,7 +1,8 @@
-"""The tables of a study: for each experiment, the scores of its groups, where the runs of a group differ only in seeds.
+"""The tables and the page of a study. A table has the scores of groups, where the runs of a group differ only in seeds.
 
     for table in read_tables(study):
         files = write_table(study, table)        # runs/STUDY/tables/EXPERIMENT.csv, .md and .tex
+    page = write_page(study)                     # runs/STUDY/index.html, and every figure in runs/STUDY/figures
 
 The base of every student is a group, too. The first choice of the grid is the one that the others are compared with.
 """
@@ -73,3 +74,19 @@ def write_table(study: Study, table: ExperimentTable) -> list[Path]:
         storage.write_file(path, write(table.groups, table.scores, SPLIT).encode("utf-8"))
         paths.append(path)
     return paths
+
+
+def write_page(study: Study) -> Path:
+    """Write the page and the files of its figures. Returns the path of the page."""
+    from potstill.report import study_page  # loads the libraries of the figures
+
+    folders = {run.name: run.run_dir for run in study.runs}
+    experiments = [
+        study_page.Experiment(
+            one.name, one.title, one.axes, [(name, choices, folders[name]) for name, choices in one.choices.items()]
+        )
+        for one in study.experiments
+    ]
+    for name, content in study_page.build_study_page(study.name, study.title, experiments).items():
+        storage.write_file(study.folder / name, content.encode("utf-8") if isinstance(content, str) else content)
+    return study.folder / study_page.PAGE
