@@ -172,3 +172,15 @@ def test_every_key_of_a_study_is_described() -> None:
     for section in (StudySection, ExperimentSection, QuickSection):
         for name, field in section.model_fields.items():
             assert field.description and field.description.endswith("."), f"{section.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_studies_of_the_repository_have_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parents[1])
+    for quick in (False, True):
+        study = expand_study(load_study(path, quick=quick))
+        assert len(study.runs) > 3 and all(len(one.runs) > 1 for one in study.experiments)
+        seeds = {run.recipe.training_seed for run in study.runs}
+        assert len(seeds) == (2 if quick else 3)
