@@ -19,6 +19,7 @@ import example_study
 from example_report import HOSTILE
 from potstill.evaluation import intervals
 from potstill.report import study_numbers
+from potstill.report.model import QuotedScore
 from potstill.report.study_model import Experiment, ExperimentView, StudyReport, StudyRun
 from potstill.report.study_numbers import mean_path, view_experiment
 from potstill.report.study_page import describe_experiment, render_study_page
@@ -192,6 +193,17 @@ def test_hostile_texts_stay_texts() -> None:
     experiments, runs = example_study.everything("".join(HOSTILE))
     page = render_study_page("findings", "".join(HOSTILE), experiments, runs)["index.html"]
     assert isinstance(page, str) and "<script" not in page and "<img" not in page and "&lt;script" in page
+
+
+def test_quoted_figures_are_marked_in_the_tables_of_sets() -> None:
+    [experiment], runs = example_study.formats()
+    for name, run in runs.items():
+        assert run.answers
+        quoted = (QuotedScore("GPT-0", "Someone 2023", "far", 0.125),)
+        runs[name] = replace(run, answers=replace(run.answers, quoted=quoted))
+    page = render_study_page("formats", "", [experiment], runs)["index.html"]
+    assert isinstance(page, str) and page.count("quoted: <bdi>Someone 2023</bdi>") == 2
+    assert page.count("12.5\xa0%<small>quoted</small>") == 2 and "Quoted figures are from the literature" in page
 
 
 # The line over sizes

@@ -175,7 +175,7 @@ def render_study(data: StudyReport, figures: Mapping[str, Mapping[str, str]]) ->
     values: dict[str, Any] = {
         "policy": _content_policy(""),
         "figures": {name: {key: Markup(svg) for key, svg in drawn.items()} for name, drawn in figures.items()},
-        "group_meanings": sentences.GROUP_MEANINGS,
+        "quoted": {view.name: _quoted_columns(view.quoted) for view in data.experiments},
         "groups": SET_GROUPS,
     }
     return _render("study.html.jinja", data, values)

@@ -182,7 +182,7 @@ def draw_scaling(curves: Sequence[Scaling], *, width: int = WIDE) -> Figure:
 def draw_matrices(matrices: Sequence[FormatMatrix], *, width: int = WIDE) -> Figure:
     """Test accuracies in cells: a row for each group, a column for each format, and a part for each kind of sets."""
     narrow = width < 600
-    cell, head, left = 30.0, 58.0, 130.0 if narrow else 250.0
+    cell, head, left = 30.0, 58.0, 150.0 if narrow else 250.0
     height = sum(head + cell * len(matrix.rows) + 14 for matrix in matrices)
     figure = canvas.new_figure(width, height)
     axes = canvas.new_axes(figure, 0, 0, width, height)
@@ -199,7 +199,7 @@ def draw_matrices(matrices: Sequence[FormatMatrix], *, width: int = WIDE) -> Fig
             axes.text(x, top - 40, words, ha="center", va="center", size=SMALL, color=SOFT, linespacing=1.0)
         for row, (label, _, cells) in enumerate(matrix.rows):
             below = top - head - cell * (row + 1)
-            text = shorten(label, 18 if narrow else 36)
+            text = shorten(label, 21 if narrow else 36)
             axes.text(0, below + cell / 2, text, ha="left", va="center_baseline", size=SMALL)
             for at, score in enumerate(cells):
                 x = left + across * at

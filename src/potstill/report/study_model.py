@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from potstill.evaluation.intervals import LineFit
 from potstill.records import Checkpoint
 from potstill.report.group_scores import GroupScore, RunAnswers
-from potstill.report.model import SET_GROUPS, RuleChoice, SetGroup
+from potstill.report.model import SET_GROUPS, QuotedScore, RuleChoice, SetGroup
 from potstill.report.summary import CheckpointScores, GroupChange
 
 
@@ -228,6 +228,7 @@ class ExperimentView:
 
     faults   (name, folder, what is wrong) of runs that are not in any number
     omitted  (what is not shown, why)
+    quoted   figures from the literature that the recipes quote
     """
 
     name: str
@@ -241,7 +242,8 @@ class ExperimentView:
     scaling: tuple[Scaling, ...] = ()
     matrices: tuple[FormatMatrix, ...] = ()
     losses: tuple[LossPanel, ...] = ()
-    omitted: tuple[tuple[str, str], ...] = field(default=())
+    omitted: tuple[tuple[str, str], ...] = ()
+    quoted: tuple[QuotedScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

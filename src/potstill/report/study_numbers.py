@@ -86,6 +86,9 @@ def view_experiment(experiment: Experiment, runs: Mapping[str, StudyRun]) -> Exp
         tuple(matrices),
         tuple(losses),
         tuple((what, why) for what, why in omitted if why),
+        tuple(
+            dict.fromkeys(row for group in groups for run in group.runs if run.answers for row in run.answers.quoted)
+        ),
     )
 
 
