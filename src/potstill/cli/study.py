@@ -8,6 +8,7 @@ Heavy libraries are imported only when a command runs.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ def _study(
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="I/N",
-            help="Make only every N-th run, from the I-th; other processes may make the others.",
+            help="Make only every N-th run, from the I-th; other processes may make the others. `auto`: as for"
+            " `potstill sample`.",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +68,7 @@ def _study(
     if run:
         study.make_run(plan, plan.find(run), redo_outdated=redo_outdated)
         return
-    part = parse_shard(shard, {})
+    part = parse_shard(shard, os.environ if shard else {})
     command = [sys.executable, "-m", "potstill", "study", str(path)]
     for change in changes or ():
         command += ["--set", change]

@@ -73,7 +73,7 @@ def make_runs(
     """
     number, count = shard
     runs = study.runs[number - 1 :: count]
-    storage.write_json(study.folder / "study.json", describe_study(study))
+    storage.write_json(study.folder / "study.json", study_to_json(study))
     unfinished = [run for run in runs if not is_finished(run)]
     progress.print_line(
         f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished; folder: {study.folder}", "dim"
@@ -93,8 +93,8 @@ def make_runs(
     return [results[run.name] for run in runs]
 
 
-def describe_study(study: Study) -> dict[str, object]:
-    """The study as plain JSON, for programs that read its folder."""
+def study_to_json(study: Study) -> dict[str, object]:
+    """The experiments and runs of a study as plain JSON, for programs that read its folder."""
     return {
         "name": study.name,
         "title": study.title,
