@@ -87,6 +87,7 @@ def write_page(study: Study) -> Path:
         )
         for one in study.experiments
     ]
-    for name, content in study_page.build_study_page(study.name, study.title, experiments).items():
+    unfinished = [run.name for run in study.runs if not is_finished(run)]
+    for name, content in study_page.build_study_page(study.name, study.title, experiments, unfinished).items():
         storage.write_file(study.folder / name, content.encode("utf-8") if isinstance(content, str) else content)
     return study.folder / study_page.PAGE
