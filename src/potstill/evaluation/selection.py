@@ -14,7 +14,7 @@ nothing about other data. `weighted` uses a weighted mean of any sets.
 A `Retention` bounds what a checkpoint may lose on other sets. Here, the better checkpoint loses 50 points:
 
     >>> kept = {Checkpoint(0): {"bbh": [True, True]}, Checkpoint(100): {"bbh": [True, False]}}
-    >>> bound = Retention("generic", 20, {"bbh": [True, True]}, kept)
+    >>> bound = Retention("generic", 20.0, {"bbh": [True, True]}, kept)
     >>> select_checkpoint({Checkpoint(0): before, Checkpoint(100): after}, retain=[bound]).best.step
     0
 

@@ -2,7 +2,8 @@
 
     >>> text = "{name: rules, recipe: demo, grid: {transfer.rule: [one-hot, span], train.seed: [1, 2]}}"
     >>> file = parse_study(text, "rules.yaml")
-    >>> [axis.key for axis in file.axes], [choice.name for choice in file.axes[0].choices]
+    >>> axes = file.experiments[0].axes
+    >>> [axis.key for axis in axes], [choice.name for choice in axes[0].choices]
     (['transfer.rule', 'train.seed'], ['one-hot', 'span'])
 
 An axis of a grid is a recipe key with a list of values, or any name with named choices, each of which changes several keys:
@@ -111,11 +112,6 @@ class StudyFile:
     changes: Mapping[str, Any]
     experiments: tuple[ExperimentFile, ...]
     last: Mapping[str, Any]
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        """All different axes, in order."""
-        return tuple(dict.fromkeys(axis for experiment in self.experiments for axis in experiment.axes))
 
 
 def load_study(path: Path, *, quick: bool = False) -> StudyFile:

@@ -1,9 +1,9 @@
 """Several teachers in one run, such as a model and the sets' own solutions.
 
     >>> recipe = Recipe(name="mine", teachers={"model": {"kind": "local", "model": "m"}, "human": {"kind": "human"}})
-    >>> teacher = SeveralTeachers(recipe, {name: Teacher(source) for name, source in recipe.sources.items()})
-    >>> teacher.describe_chains(), teacher.count_chains([None, None])
-    ('chains of model, and chains of human', 4)
+    >>> from potstill.teachers import from_recipe
+    >>> from_recipe(recipe).describe_chains()
+    "chains of model, and the sets' own rationales"
 
 The stage `sample` asks each teacher alone. This class answers the questions of the other stages, of the plan and of the
 report about all of them together. Keys and errors name the teacher: `teachers.human.unsolved`.
