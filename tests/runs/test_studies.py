@@ -241,6 +241,29 @@ def test_a_run_of_another_recipe_is_refused_and_made_again_only_if_asked(here: P
     assert events(plan.runs[0].run_dir, "done").count("sample") == 1
 
 
+def test_a_changed_or_missing_file_makes_a_run_unfinished(here: Path, world: Path) -> None:
+    Path("mine.jsonl").write_bytes((world / "sets" / "sums.jsonl").read_bytes())
+    text = "{name: files, recipe: tiny.yaml, set: {sets.sums.file: ./mine.jsonl}, grid: {train.seed: [3, 4]}}"
+    plan = make_all(text)
+    assert all(map(study.is_finished, plan.runs))
+    answers = next((plan.runs[1].run_dir / "test").glob("*/*.jsonl"))
+    kept = answers.read_bytes()
+    answers.unlink()
+    assert [study.is_finished(run) for run in plan.runs] == [True, False]
+    (table,) = study.read_tables(plan)
+    assert table.missing == ("seed-4",) and len(table.groups[1].runs) == 1
+    answers.write_bytes(kept)
+    path = Path("mine.jsonl")
+    path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:-1]), "utf-8")
+    assert not any(map(study.is_finished, plan.runs)), "they were made from other questions"
+
+
+def test_runs_of_one_training_have_no_table_and_the_reason_is_printed(here: Path) -> None:
+    plan = make_all("{name: one, recipe: tiny.yaml, grid: {evaluate.seed: [3, 4]}}")
+    (table,) = study.read_tables(plan)
+    assert "E-report-same-seeds" in table.fault and not table.scores
+
+
 def test_the_plan_writes_nothing_and_counts_what_is_shared(here: Path) -> None:
     result = CliRunner().invoke(cli.app, ["study", "rules.yaml", "--dry-run"])
     assert result.exit_code == 0, result.output
@@ -286,7 +309,11 @@ def test_tables_have_the_scores_of_compare_with_the_names_of_the_choices(here: P
     paths = study.write_table(plan, table)
     assert [path.name for path in paths] == ["rules.csv", "rules.md", "rules.tex"]
     assert "span" in paths[1].read_text("utf-8")
-    page = study.write_page(plan)
+    stale = plan.folder / "figures" / "earlier-loss.svg"
+    atomic.write_file(stale, b"<svg/>")
+    page, *figures = study.write_page(plan)
+    study.remove_stale_files(plan, [*paths, *figures])
+    assert not stale.exists() and all(path.exists() for path in (page, *paths, *figures))
     html = page.read_text("utf-8")
     assert page == plan.folder / "index.html" and all(run.name in html for run in plan.runs)
     assert {path.suffix for path in (plan.folder / "figures").iterdir()} == {".csv", ".png", ".svg"}

@@ -103,6 +103,20 @@ def test_changes_of_the_command_line_come_last() -> None:
             "s.yaml line 3",
             "E-study-axis",
         ),
+        ("name: s\nrecipe: demo\nquick: {}\n", "s.yaml", "E-study-no-quick"),
+        ("name: s\nrecipe: demo\ngrid: {name: [a, b]}\n", "s.yaml", "E-study-name-key"),
+        ("name: s\nrecipe: demo\nset: {name: a}\n", "s.yaml", "E-study-name-key"),
+        (
+            "name: s\nrecipe: demo\ngrid: {size: {a: {}, b: {train.seed: 5}}, train.seed: [1, 2]}\n",
+            "s.yaml",
+            "E-study-axis",
+        ),
+        (
+            "name: s\nrecipe: demo\ngrid: {x: {a: {train.replay: {share: 0.1}}}, y: {b: {train.replay.share: 0.2}}}\n",
+            "s.yaml",
+            "E-study-axis",
+        ),
+        ("name: s\nrecipe: demo\ngrid: {size: {index.html: {seed: 4}}}\n", "s.yaml", "E-study-same-name"),
         (
             "name: s\nrecipe: demo\ngrid: {train.stepz: [1]}\n",
             "s.yaml, run stepz-1: train.stepz=1",
@@ -119,7 +133,7 @@ def test_changes_of_the_command_line_come_last() -> None:
 )  # fmt: skip
 def test_a_fault_is_one_message_with_its_place(text: str, where: str, code: str) -> None:
     with pytest.raises(UserError) as caught:
-        expand(text, quick=True)
+        expand(text, quick="quick" in text)
     assert (caught.value.where, caught.value.code) == (where, code)
     assert caught.value.hint or code == "E-recipe-not-a-mapping"
 
@@ -184,3 +198,25 @@ def test_the_studies_of_the_repository_have_runs(path: Path, monkeypatch: pytest
         assert len(study.runs) > 3 and all(len(one.runs) > 1 for one in study.experiments)
         seeds = {run.recipe.training_seed for run in study.runs}
         assert len(seeds) == (2 if quick else 3)
+
+
+def test_a_run_may_be_named_by_a_number() -> None:
+    study = expand("name: s\nrecipe: demo\ngrid: {size: {'1': {train.seed: 1}, '2': {train.seed: 2}}}\n")
+    assert names(study) == ["1", "2"] and [run.recipe.name for run in study.runs] == ["1", "2"]
+
+
+def test_a_study_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "s").mkdir(parents=True)
+    (tmp_path / "runs" / "s" / "recipe.yaml").write_text("name: s\n", "utf-8")
+    with pytest.raises(UserError) as caught:
+        expand("{name: s, recipe: demo}")
+    assert caught.value.code == "E-study-folder"
+
+
+def test_another_revision_or_data_folder_is_not_shared(tmp_path: Path) -> None:
+    for key, values in (("teacher.revision", ["one", "two"]), ("student.revision", ["one", "two"])):
+        study = expand(f"{{name: s, recipe: demo, grid: {{{key}: {values}}}}}")
+        counts = count_shared(study)
+        assert counts["train"] == 2 and counts["sample"] == (2 if key == "teacher.revision" else 1), key
+    assert count_shared(expand("{name: s, recipe: demo, grid: {data: [runs, elsewhere]}}"))["sample"] == 2

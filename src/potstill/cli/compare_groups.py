@@ -106,7 +106,7 @@ def print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], spli
     for group in groups:
         named = ", ".join(f"{run.name} (seed {seed})" for run, seed in zip(group.runs, group.seeds, strict=True))
         about = describe_keys(group.keys)
-        console.print(plain_text(f"{group.label}: {named}" if about in group.label else f"{named}: {about}"))
+        console.print(plain_text(f"{group.label}: {named}" + ("" if about in group.label else f"; {about}")))
     for note in table_notes(groups, scores):
         console.print(plain_text(note, "dim"))
 

@@ -9,6 +9,7 @@ Heavy libraries are imported only when a command runs.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def _study(
     """
     from potstill import study
 
+    part = parse_shard(shard, os.environ if shard else {})
     plan = study.open_study(path, changes or (), quick=quick)
     if dry_run:
         from potstill.study.plan import describe_study
@@ -68,14 +70,14 @@ def _study(
     if run:
         study.make_run(plan, plan.find(run), redo_outdated=redo_outdated)
         return
-    part = parse_shard(shard, os.environ if shard else {})
     command = [sys.executable, "-m", "potstill", "study", str(path)]
     for change in changes or ():
         command += ["--set", change]
     command += ["--quick"] * quick + ["--redo-outdated"] * redo_outdated + ["--run"]
     results = study.make_runs(plan, command, jobs=jobs, shard=(part.number, part.count) if part else (1, 1))
     if part is not None and not all(map(study.is_finished, plan.runs)):
-        typer.echo(f"when all {part.count} shards are done, write the tables with: potstill study {path}", err=True)
+        rest = shlex.join(["potstill", *command[3:-1]])
+        typer.echo(f"when all {part.count} shards are done, write the tables with: {rest}", err=True)
     else:
         _print_results(plan)
     _refuse_failures(path, results)
@@ -84,15 +86,23 @@ def _study(
 def _print_results(study: Study) -> None:
     """Print the table of every experiment, and write the tables and the page."""
     from potstill.cli.compare_groups import print_tables
-    from potstill.study import read_tables, write_page, write_table
+    from potstill.study import read_tables, remove_stale_files, write_page, write_table
 
+    written = []
     for table in read_tables(study):
         typer.echo(f"\n{table.experiment.name}: {table.experiment.title or study.title}".rstrip(": "))
+        if table.fault:
+            typer.echo(f"no table: {table.fault}")
+            continue
         print_tables(table.groups, table.scores, "test")
         if table.missing:
             typer.echo(f"not in the table, because they are not finished: {', '.join(table.missing)}")
-        typer.echo(f"tables: {', '.join(map(str, write_table(study, table)))}")
-    typer.echo(f"page: {write_page(study)}")
+        paths = write_table(study, table)
+        typer.echo(f"tables: {', '.join(map(str, paths))}")
+        written += paths
+    page, *figures = write_page(study)
+    remove_stale_files(study, {*written, *figures})
+    typer.echo(f"page: {page}")
 
 
 def _refuse_failures(path: Path, results: Sequence[RunResult]) -> None:
@@ -101,7 +111,8 @@ def _refuse_failures(path: Path, results: Sequence[RunResult]) -> None:
     if not failed:
         return
     first = failed[0]
-    what = f"{len(failed)} of {len(results)} runs failed; the others are finished"
+    what = f"{len(failed)} of {len(results)} runs failed, and {len(results) - len(failed)} are finished"
     found = "; ".join(f"{result.name}: {result.message}" for result in failed[:5])
-    hint = f"the messages are in {first.log}; the same command tries the failed runs again"
+    hint = f"the messages are in {first.log}; the same command tries the failed runs again. Runs that were made from another"
+    hint += " recipe need --redo-outdated, or another name of the study"
     raise UserError(what, code="E-study-failed", where=path, found=found, hint=hint)

@@ -150,6 +150,9 @@ def parse_study(text: str, where: str, *, quick: bool = False) -> StudyFile:
         experiments.append(ExperimentFile(name, part.title or "", part.set, axes))
     last: Mapping[str, Any] = {}
     if quick:
+        if not section.quick.set and not section.quick.grid:
+            what, hint = "the study has no small version", "write the section `quick`, with `set` or `grid`"
+            raise UserError(what, code="E-study-no-quick", where=where, hint=hint)
         last = section.quick.set
         smaller = {axis.key: axis for axis in _read_axes(section.quick.grid, ("quick", "grid"), place)}
         known = [axis.key for experiment in experiments for axis in experiment.axes]

@@ -11,7 +11,7 @@ runs, and `results` writes the tables and the page.
 
 from potstill.study.grid import Experiment, Study, StudyRun, open_study
 from potstill.study.processes import RunResult, is_finished, make_run, make_runs
-from potstill.study.results import ExperimentTable, read_tables, write_page, write_table
+from potstill.study.results import ExperimentTable, read_tables, remove_stale_files, write_page, write_table
 from potstill.study.shared_stages import count_shared, stage_keys
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "make_runs",
     "open_study",
     "read_tables",
+    "remove_stale_files",
     "stage_keys",
     "write_page",
     "write_table",

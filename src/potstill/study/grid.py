@@ -24,6 +24,7 @@ from potstill.recipe.study import ExperimentFile, StudyFile, load_study
 
 DEMO: Final = "demo"  # the recipe of `potstill demo`
 LONGEST_NAME: Final = 100  # characters
+OWN_FILES: Final = ("answers", "figures", "index.html", "logs", "study.json", "tables")  # in the study's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +99,29 @@ def expand_study(file: StudyFile, changes: Sequence[str] = ()) -> Study:
     """The runs of a study file. Two experiments with equal recipes share one run, which has the name of the first."""
     base, where, before = _read_base(file)
     folder = Path("runs") / file.name
+    if (folder / "recipe.yaml").exists():
+        what, hint = "the folder of the study is the folder of a run", "give the study another name"
+        raise UserError(what, code="E-study-folder", where=file.where, found=folder, hint=hint)
     if parse_recipe(base, where, before).evaluate.cache is None:  # the base model answers once for all runs
         before = (*before, f"evaluate.cache={write_value(folder / 'answers', 'evaluate.cache')}")
     last = (*_write_changes(file.last), *changes)
     runs: dict[str, StudyRun] = {}  # recipe without its name -> run
     experiments = []
     for experiment in file.experiments:
+        _check_axes(file, experiment)
         of_run: dict[str, Mapping[str, str]] = {}
         for choices, chosen in _combine(experiment):
             written = (*before, *_write_changes(file.changes), *_write_changes(experiment.changes), *chosen, *last)
+            if any(change.startswith("name=") for change in written):
+                what, hint = "a study names its runs itself", "remove the key `name`"
+                raise UserError(what, code="E-study-name-key", where=file.where, hint=hint)
             prefix = [experiment.name] if len(file.experiments) > 1 or not choices else []
             name = ".".join([*prefix, *choices.values()])
             if len(name) > LONGEST_NAME:
                 what, hint = "the name of a run is too long", "name the choices: `AXIS: {NAME: {KEY: VALUE}}`"
                 raise UserError(what, code="E-study-long-name", where=file.where, found=name, hint=hint)
             changed_by = f"{file.where}, run {name}:"
-            recipe = parse_recipe(base, where, (*written, f"name={name}"), changed_by)
+            recipe = parse_recipe(base, where, (*written, f"name={write_value(name, 'name')}"), changed_by)
             identity = recipe.model_dump_json(exclude={"name"})
             runs.setdefault(identity, StudyRun(name, folder / name, written, recipe))
             of_run.setdefault(runs[identity].name, choices)
@@ -130,6 +138,20 @@ def _combine(experiment: ExperimentFile) -> Iterator[tuple[dict[str, str], tuple
     for combination in itertools.product(*(axis.choices for axis in experiment.axes)):
         named = {axis.key: choice.name for axis, choice in zip(experiment.axes, combination, strict=True)}
         yield named, tuple(change for choice in combination for change in _write_changes(choice.changes))
+
+
+def _check_axes(file: StudyFile, experiment: ExperimentFile) -> None:
+    """Raise UserError if two axes change the same key, because the name of a run would then name a value that it lacks."""
+    changed: dict[str, str] = {}
+    for axis in experiment.axes:
+        own = {key for choice in axis.choices for key in choice.changes}
+        for key in own:
+            for other, by in changed.items():
+                if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
+                    what, hint = "two axes change the same key", "change it in one axis, or make two experiments"
+                    found = f"{by} and {axis.key} change {key}"
+                    raise UserError(what, code="E-study-axis", where=file.where, found=found, hint=hint)
+        changed |= dict.fromkeys(own, axis.key)
 
 
 def _read_base(file: StudyFile) -> tuple[str, str, tuple[str, ...]]:
@@ -151,10 +173,13 @@ def _write_changes(changes: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _check_names(file: StudyFile, names: Sequence[str]) -> None:
     """Raise UserError if two runs have names that some disks do not distinguish, or the name of a file of the study."""
-    seen: dict[str, str] = {"answers": "answers", "study.json": "study.json", "logs": "logs"}
+    hint = "give the choices other names: `AXIS: {NAME: {KEY: VALUE}}`"
+    seen: dict[str, str] = {}
     for name in names:
+        if name.lower() in OWN_FILES:
+            what = "the study has a file of its own with the name of a run"
+            raise UserError(what, code="E-study-same-name", where=file.where, found=name, hint=hint)
         if name.lower() in seen:
-            what, hint = "two runs have the same name", "give the choices other names: `AXIS: {NAME: {KEY: VALUE}}`"
-            found = f"{seen[name.lower()]} and {name}"
+            what, found = "two runs have the same name", f"{seen[name.lower()]} and {name}"
             raise UserError(what, code="E-study-same-name", where=file.where, found=found, hint=hint)
         seen[name.lower()] = name

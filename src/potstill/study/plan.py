@@ -42,7 +42,8 @@ def describe_study(study: Study) -> Iterator[str]:
     """The plan as lines of text. Nothing is written, except the demo's data if the base recipe is the demo."""
     if study.recipe == DEMO:
         demo.copy_data_once()
-    yield f"plan of {study.name} (nothing is written); folder: {study.folder}"
+    writes = f"only the demo's data, into {demo.DATA_FOLDER}" if study.recipe == DEMO else "nothing"
+    yield f"plan of {study.name} (writes {writes}); folder: {study.folder}"
     for experiment in study.experiments:
         yield ""
         yield f"{experiment.name}: {experiment.title or 'one grid'}"

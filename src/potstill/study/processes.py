@@ -23,8 +23,6 @@ from typing import IO, Final
 
 from potstill import demo, progress, runner, storage
 from potstill.recipe import Recipe, recipe_to_yaml
-from potstill.stages import recipe_stages
-from potstill.storage import manifest
 from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.shared_stages import share_stages
 
@@ -112,16 +110,14 @@ def study_to_json(study: Study) -> dict[str, object]:
 
 
 def is_finished(run: StudyRun) -> bool:
-    """Whether all stages of a run are finished, with the recipe that it has now.
+    """Whether all stages of a run are finished, with the recipe and the files that it has now.
 
-    A run that was made from another recipe is not: its process says what differs.
+    A run that was made from others is not: its process says what differs.
     """
     path = run.run_dir / "recipe.yaml"
-    if not path.is_file() or not all(
-        (run.run_dir / name / manifest.MANIFEST_FILE).is_file() for name in recipe_stages(run.recipe)
-    ):
+    if not path.is_file() or not _same_recipe(path, run.recipe):
         return False
-    return _same_recipe(path, run.recipe)
+    return all(plan.action == "keep" for plan in runner.plan_stages(run.recipe, run.run_dir))
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> bool:

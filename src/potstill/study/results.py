@@ -2,19 +2,20 @@
 
     for table in read_tables(study):
         files = write_table(study, table)        # runs/STUDY/tables/EXPERIMENT.csv, .md and .tex
-    page = write_page(study)                     # runs/STUDY/index.html, and every figure in runs/STUDY/figures
+    page, *figures = write_page(study)           # runs/STUDY/index.html, and every figure in runs/STUDY/figures
 
 The base of every student is a group, too. The first choice of the grid is the one that the others are compared with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from potstill import storage
+from potstill.errors import UserError
 from potstill.report.group_files import read_groups
 from potstill.report.group_scores import SEED_KEYS, GroupScore, SeedGroup, score_groups
 from potstill.report.score_tables import WRITERS
@@ -22,6 +23,7 @@ from potstill.study.grid import Experiment, Study, StudyRun
 from potstill.study.processes import is_finished
 
 TABLE_FOLDER: Final = "tables"
+FIGURE_FOLDER: Final = "figures"
 SPLIT: Final = "test"
 
 
@@ -31,24 +33,30 @@ class ExperimentTable:
 
     groups   the base of every student, then the groups in the order of the grid
     missing  the names of runs that are not finished, and are not in the table
+    fault    why there is no table; empty if there is one
     """
 
     experiment: Experiment
     groups: tuple[SeedGroup, ...]
     scores: tuple[GroupScore, ...]
     missing: tuple[str, ...]
+    fault: str = ""
 
 
 def read_tables(study: Study) -> Iterator[ExperimentTable]:
-    """The table of every experiment that has a finished run. Raises UserError as `read_groups` does."""
+    """The table of every experiment that has a finished run."""
     finished = {run.name: run for run in study.runs if is_finished(run)}
     for experiment in study.experiments:
         runs = [finished[name] for name in experiment.runs if name in finished]
         if not runs:
             continue
-        groups = name_groups(read_groups([run.run_dir for run in runs], base=True), experiment, runs)
-        first = next(index for index, group in enumerate(groups) if not group.is_base)
         missing = tuple(name for name in experiment.runs if name not in finished)
+        try:
+            groups = name_groups(read_groups([run.run_dir for run in runs], base=True), experiment, runs)
+        except UserError as fault:  # such as runs that differ only in `evaluate.seed`: one training counts once
+            yield ExperimentTable(experiment, (), (), missing, str(fault))
+            continue
+        first = next(index for index, group in enumerate(groups) if not group.is_base)
         yield ExperimentTable(experiment, groups, score_groups(groups, baseline=first), missing)
 
 
@@ -76,8 +84,8 @@ def write_table(study: Study, table: ExperimentTable) -> list[Path]:
     return paths
 
 
-def write_page(study: Study) -> Path:
-    """Write the page and the files of its figures. Returns the path of the page."""
+def write_page(study: Study) -> list[Path]:
+    """Write the page and the files of its figures. Returns their paths, that of the page first."""
     from potstill.report import study_page  # loads the libraries of the figures
 
     folders = {run.name: run.run_dir for run in study.runs}
@@ -88,6 +96,16 @@ def write_page(study: Study) -> Path:
         for one in study.experiments
     ]
     unfinished = [run.name for run in study.runs if not is_finished(run)]
+    paths = []
     for name, content in study_page.build_study_page(study.name, study.title, experiments, unfinished).items():
-        storage.write_file(study.folder / name, content.encode("utf-8") if isinstance(content, str) else content)
-    return study.folder / study_page.PAGE
+        paths.append(study.folder / name)
+        storage.write_file(paths[-1], content.encode("utf-8") if isinstance(content, str) else content)
+    return sorted(paths, key=lambda path: path.name != study_page.PAGE)
+
+
+def remove_stale_files(study: Study, written: Collection[Path]) -> None:
+    """Remove tables and figures of an earlier grid: all files in these folders that were not written now."""
+    for folder in (TABLE_FOLDER, FIGURE_FOLDER):
+        for path in sorted((study.folder / folder).glob("*")):
+            if path not in written:
+                storage.remove(path)

@@ -24,7 +24,7 @@ from typing import Any, Final
 from potstill import progress, runner
 from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys, load_recipe
-from potstill.stages import open_stage, recipe_stages
+from potstill.stages import Stage, open_stage, recipe_stages
 from potstill.storage import manifest, run_folder
 from potstill.storage.manifest import Identity
 from potstill.study.grid import Study, StudyRun
@@ -39,7 +39,11 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
     names = recipe_stages(recipe)
     for name in names:
         stage = open_stage(name)
-        keys = {**runner.identity_keys(recipe, name), **flatten_keys(recipe, *stage.growing)}
+        keys = {
+            **runner.identity_keys(recipe, name),
+            **flatten_keys(recipe, *stage.growing),
+            **_input_keys(recipe, stage),
+        }
         if stage.digested:
             try:
                 inputs = stage.inputs(recipe)
@@ -49,6 +53,12 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
         own[name] = keys
         before[name] = {name}.union(*(before[earlier] for earlier in stage.after if earlier in before))
     return {name: _write_keys(name, {part: own[part] for part in names if part in before[name]}) for name in names}
+
+
+def _input_keys(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """Keys that name inputs of a stage, whose digests are in its identity: a revision on the hub, and the data folder."""
+    read = flatten_keys(recipe, *stage.reads)
+    return {"data": recipe.data} | {key: value for key, value in read.items() if key.endswith("revision")}
 
 
 def _write_keys(name: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
