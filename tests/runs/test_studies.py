@@ -20,7 +20,7 @@ from potstill import cli, runner, study
 from potstill.errors import UserError
 from potstill.report.group_files import read_groups
 from potstill.report.group_scores import score_groups
-from potstill.storage import atomic, manifest
+from potstill.storage import atomic, manifest, run_folder
 
 STUDY = """
 name: rules
@@ -320,3 +320,15 @@ def test_tables_have_the_scores_of_compare_with_the_names_of_the_choices(here: P
     atomic.remove(plan.runs[3].run_dir / "report")
     (table,) = study.read_tables(plan)
     assert table.missing == ("span.seed-4",) and len(table.groups[2].runs) == 1
+
+
+def test_a_run_waits_while_another_process_makes_a_shared_stage_in_its_folder(here: Path) -> None:
+    plan = study.open_study(Path("rules.yaml"))
+    run, output = plan.runs[0], here / "out.txt"
+    with run_folder.lock_run(run.run_dir):
+        process = start_command("study", "rules.yaml", "--run", run.name, cwd=here, output=output)
+        until = time.monotonic() + 60
+        while not output.exists() or "waiting for another process" not in output.read_text("utf-8"):
+            assert time.monotonic() < until and process.is_alive()
+            time.sleep(0.2)
+    assert exit_code(process) == 0 and study.is_finished(run)

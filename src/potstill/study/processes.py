@@ -24,7 +24,7 @@ from typing import IO, Final
 from potstill import demo, progress, runner, storage
 from potstill.recipe import Recipe, recipe_to_yaml
 from potstill.study.grid import DEMO, Study, StudyRun
-from potstill.study.shared_stages import share_stages
+from potstill.study.shared_stages import call_when_unlocked, share_stages
 
 LOG_FOLDER: Final = "logs"
 REPORT_SECONDS: Final = 15.0  # between two lines about the runs in progress
@@ -54,10 +54,15 @@ def make_run(study: Study, run: StudyRun, *, redo_outdated: bool = False) -> Pat
     """
     if study.recipe == DEMO:
         demo.copy_data_once()
-    redo = runner.find_outdated_stage(run.recipe, run.run_dir) if redo_outdated else None
-    if redo is None:
-        share_stages(study, run)
-    return runner.run(run.recipe, run.run_dir, redo=redo)
+
+    def make() -> None:
+        redo = runner.find_outdated_stage(run.recipe, run.run_dir) if redo_outdated else None
+        if redo is None:
+            share_stages(study, run)
+        runner.run(run.recipe, run.run_dir, redo=redo)
+
+    call_when_unlocked(make, f"waiting for another process that works on {run.name}")
+    return run.run_dir
 
 
 def make_runs(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -186,17 +186,36 @@ def _without(identity: Identity, ignored: Collection[str]) -> Identity:
 
 def _wait_or_make(maker: StudyRun, name: str) -> None:
     """Return when the maker's stage is finished. If no process makes it, make it here."""
-    waiting = False
-    while manifest.read_state(maker.run_dir / name).manifest is None:
-        try:
+
+    def make() -> None:
+        if manifest.read_state(maker.run_dir / name).manifest is None:
             runner.run(maker.recipe, maker.run_dir, until=name)
+
+    def is_done() -> bool:
+        return manifest.read_state(maker.run_dir / name).manifest is not None
+
+    call_when_unlocked(make, f"{name:<9} waiting for {maker.name}, which makes it for this run", is_done)
+
+
+def call_when_unlocked(call: Callable[[], None], note: str, is_done: Callable[[], bool] = lambda: False) -> None:
+    """Call a function, and again as long as another process holds the lock of a run that it needs.
+
+    Another run of the study may be making a shared stage in this run's folder. note: a line that is printed once, if this
+    process waits; is_done: whether the call is no longer needed
+    """
+    waiting = False
+    while not is_done():
+        try:
+            call()
         except UserError as fault:
             if fault.code != "E-run-locked":
                 raise
             if not waiting:
-                progress.print_line(f"{name:<9} waiting for {maker.name}, which makes it for this run", "dim")
+                progress.print_line(note, "dim")
             waiting = True
             time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
 def _finished_folders(folder: Path, name: str) -> list[Path]:
