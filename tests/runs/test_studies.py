@@ -250,7 +250,7 @@ def test_a_changed_or_missing_file_makes_a_run_unfinished(here: Path, world: Pat
     kept = answers.read_bytes()
     answers.unlink()
     assert [study.is_finished(run) for run in plan.runs] == [True, False]
-    (table,) = study.read_tables(plan)
+    (table,) = study.read_tables(plan, study.find_finished(plan))
     assert table.missing == ("seed-4",) and len(table.groups[1].runs) == 1
     answers.write_bytes(kept)
     path = Path("mine.jsonl")
@@ -260,7 +260,7 @@ def test_a_changed_or_missing_file_makes_a_run_unfinished(here: Path, world: Pat
 
 def test_runs_of_one_training_have_no_table_and_the_reason_is_printed(here: Path) -> None:
     plan = make_all("{name: one, recipe: tiny.yaml, grid: {evaluate.seed: [3, 4]}}")
-    (table,) = study.read_tables(plan)
+    (table,) = study.read_tables(plan, study.find_finished(plan))
     assert "E-report-same-seeds" in table.fault and not table.scores
 
 
@@ -297,7 +297,7 @@ def test_the_plan_has_the_cost_of_what_is_left(here: Path) -> None:
 
 def test_tables_have_the_scores_of_compare_with_the_names_of_the_choices(here: Path) -> None:
     plan = make_all()
-    (table,) = study.read_tables(plan)
+    (table,) = study.read_tables(plan, study.find_finished(plan))
     assert [group.label for group in table.groups[1:]] == ["one-hot", "span"] and table.groups[0].is_base
     assert [len(group.runs) for group in table.groups[1:]] == [2, 2] and not table.missing
     groups = read_groups([run.run_dir for run in plan.runs])
@@ -311,14 +311,14 @@ def test_tables_have_the_scores_of_compare_with_the_names_of_the_choices(here: P
     assert "span" in paths[1].read_text("utf-8")
     stale = plan.folder / "figures" / "earlier-loss.svg"
     atomic.write_file(stale, b"<svg/>")
-    page, *figures = study.write_page(plan)
+    page, *figures = study.write_page(plan, study.find_finished(plan))
     study.remove_stale_files(plan, [*paths, *figures])
     assert not stale.exists() and all(path.exists() for path in (page, *paths, *figures))
     html = page.read_text("utf-8")
     assert page == plan.folder / "index.html" and all(run.name in html for run in plan.runs)
     assert {path.suffix for path in (plan.folder / "figures").iterdir()} == {".csv", ".png", ".svg"}
     atomic.remove(plan.runs[3].run_dir / "report")
-    (table,) = study.read_tables(plan)
+    (table,) = study.read_tables(plan, study.find_finished(plan))
     assert table.missing == ("span.seed-4",) and len(table.groups[2].runs) == 1
 
 

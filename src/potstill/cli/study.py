@@ -86,10 +86,10 @@ def _study(
 def _print_results(study: Study) -> None:
     """Print the table of every experiment, and write the tables and the page."""
     from potstill.cli.compare_groups import print_tables
-    from potstill.study import read_tables, remove_stale_files, write_page, write_table
+    from potstill.study import find_finished, read_tables, remove_stale_files, write_page, write_table
 
-    written = []
-    for table in read_tables(study):
+    written, finished = [], find_finished(study)
+    for table in read_tables(study, finished):
         typer.echo(f"\n{table.experiment.name}: {table.experiment.title or study.title}".rstrip(": "))
         if table.fault:
             typer.echo(f"no table: {table.fault}")
@@ -100,7 +100,7 @@ def _print_results(study: Study) -> None:
         paths = write_table(study, table)
         typer.echo(f"tables: {', '.join(map(str, paths))}")
         written += paths
-    page, *figures = write_page(study)
+    page, *figures = write_page(study, finished)
     remove_stale_files(study, {*written, *figures})
     typer.echo(f"page: {page}")
 

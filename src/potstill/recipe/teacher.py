@@ -354,7 +354,7 @@ def check_sources(
     quotas: dict[str, int] | None,
     uniform_over: str,
 ) -> None:
-    """Refuse `teachers` that are empty, stand beside a `teacher`, or have no chains or a second name, and quotas
+    """Refuse `teachers` that are empty, given together with `teacher`, or have no chains or a second name, and quotas
     (`train.sources`) that do not name all teachers and no others."""
     if teachers is not None and teacher != TeacherSection():
         hint = "move the keys of teacher into one of the teachers, under a name"

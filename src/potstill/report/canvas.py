@@ -34,6 +34,7 @@ from potstill.report.model import Interval, SetGroup
 
 Box = tuple[float, float, float, float]
 LabelledPoint = tuple[Checkpoint, Interval, Interval]  # checkpoint, horizontal value, vertical value
+WIDE, NARROW = 960, 380  # widths of a figure on a desktop and on a phone
 LABEL_HEIGHT = 14.0  # height of a line of small text
 RING_DISTANCES = (10, 22, 36, 52)
 RING_DIRECTIONS = 16

@@ -39,11 +39,13 @@ from potstill.report.canvas import (
     HEAT,
     INK,
     MATPLOTLIB_STYLE,
+    NARROW,
     PAPER,
     RULE,
     SIZE,
     SMALL,
     SOFT,
+    WIDE,
     label_points,
     percent_axis,
     shorten,
@@ -52,7 +54,6 @@ from potstill.report.canvas import (
 from potstill.report.model import SET_GROUPS, Comparison, ControlRun, ReportData, SetGroup
 from potstill.report.summary import SPECIALIZED_GROUPS, CheckpointScores, readable_token
 
-WIDE, NARROW = 960, 380
 GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # markers of the controls, in text and in matplotlib
 MAX_TOKENS: Final = {"probabilities": 240, "candidates": 120}  # by figure; a longer chain is cut
 LIKELY_PROBABILITY: Final = 0.8  # the bar of a less likely token is in colour

@@ -26,11 +26,13 @@ from potstill.report.canvas import (
     DASHED,
     INK,
     MATPLOTLIB_STYLE,
+    NARROW,
     PAPER,
     RULE,
     SIZE,
     SMALL,
     SOFT,
+    WIDE,
     percent_axis,
     shorten,
     step_axis,
@@ -40,7 +42,6 @@ from potstill.report.study_model import ExperimentView, FormatMatrix, Scaling
 from potstill.report.study_numbers import mean_path
 from potstill.report.summary import percent_number
 
-WIDE, NARROW = 960, 380
 COLOURS: Final = (canvas.INSIDE, canvas.OUTSIDE, canvas.GENERIC, canvas.GOOD, canvas.BAD, canvas.HEAT, INK)
 MARKERS: Final = "osD^vPX"
 LINE_HEIGHT: Final = 19  # of a line of the key

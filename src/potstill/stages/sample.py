@@ -36,14 +36,14 @@ MAX_CHAIN_CHARS = 600  # maximum length of a chain in a message
 TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 
 
-DEMONSTRATION_KEYS = ("evaluate.demonstrations", "train.demonstrations")
-
-
 class Sample(Stage):
     reads = ("teacher", "teachers", "seed")
     after = ("collect",)
     growing = ("teacher.enough",)
-    unaffected = ("train.replay.sets", "train.replay.file", "on_policy.sets", *DEMONSTRATION_KEYS)
+    unaffected = (
+        *("train.replay.sets", "train.replay.file", "on_policy.sets"),
+        *("evaluate.demonstrations", "train.demonstrations"),
+    )
 
     def versions(self) -> dict[str, int]:
         return {"prompts": prompts.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}

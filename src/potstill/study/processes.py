@@ -125,6 +125,11 @@ def is_finished(run: StudyRun) -> bool:
     return all(plan.action == "keep" for plan in runner.plan_stages(run.recipe, run.run_dir))
 
 
+def find_finished(study: Study) -> frozenset[str]:
+    """The names of the finished runs of a study. Reads the inputs of every run, so it is called once and passed on."""
+    return frozenset(run.name for run in study.runs if is_finished(run))
+
+
 def _same_recipe(path: Path, recipe: Recipe) -> bool:
     return storage.read_bytes(path) == recipe_to_yaml(recipe).encode()
 

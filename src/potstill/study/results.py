@@ -1,8 +1,9 @@
 """The tables and the page of a study. A table has the scores of groups, where the runs of a group differ only in seeds.
 
-    for table in read_tables(study):
+    finished = find_finished(study)
+    for table in read_tables(study, finished):
         files = write_table(study, table)        # runs/STUDY/tables/EXPERIMENT.csv, .md and .tex
-    page, *figures = write_page(study)           # runs/STUDY/index.html, and every figure in runs/STUDY/figures
+    page, *figures = write_page(study, finished) # runs/STUDY/index.html, and every figure in runs/STUDY/figures
 
 The base of every student is a group, too. The first choice of the grid is the one that the others are compared with.
 """
@@ -20,10 +21,8 @@ from potstill.report.group_files import read_groups
 from potstill.report.group_scores import SEED_KEYS, GroupScore, SeedGroup, score_groups
 from potstill.report.score_tables import WRITERS
 from potstill.study.grid import Experiment, Study, StudyRun
-from potstill.study.processes import is_finished
 
 TABLE_FOLDER: Final = "tables"
-FIGURE_FOLDER: Final = "figures"
 SPLIT: Final = "test"
 
 
@@ -43,11 +42,11 @@ class ExperimentTable:
     fault: str = ""
 
 
-def read_tables(study: Study) -> Iterator[ExperimentTable]:
-    """The table of every experiment that has a finished run."""
-    finished = {run.name: run for run in study.runs if is_finished(run)}
+def read_tables(study: Study, finished: Collection[str]) -> Iterator[ExperimentTable]:
+    """The table of every experiment that has a finished run. finished: the names of the finished runs"""
+    by_name = {run.name: run for run in study.runs}
     for experiment in study.experiments:
-        runs = [finished[name] for name in experiment.runs if name in finished]
+        runs = [by_name[name] for name in experiment.runs if name in finished]
         if not runs:
             continue
         missing = tuple(name for name in experiment.runs if name not in finished)
@@ -84,8 +83,11 @@ def write_table(study: Study, table: ExperimentTable) -> list[Path]:
     return paths
 
 
-def write_page(study: Study) -> list[Path]:
-    """Write the page and the files of its figures. Returns their paths, that of the page first."""
+def write_page(study: Study, finished: Collection[str]) -> list[Path]:
+    """Write the page and the files of its figures. Returns their paths, that of the page first.
+
+    finished  the names of the finished runs
+    """
     from potstill.report import study_page  # loads the libraries of the figures
 
     folders = {run.name: run.run_dir for run in study.runs}
@@ -95,7 +97,7 @@ def write_page(study: Study) -> list[Path]:
         )
         for one in study.experiments
     ]
-    unfinished = [run.name for run in study.runs if not is_finished(run)]
+    unfinished = [run.name for run in study.runs if run.name not in finished]
     paths = []
     for name, content in study_page.build_study_page(study.name, study.title, experiments, unfinished).items():
         paths.append(study.folder / name)
@@ -105,7 +107,9 @@ def write_page(study: Study) -> list[Path]:
 
 def remove_stale_files(study: Study, written: Collection[Path]) -> None:
     """Remove tables and figures of an earlier grid: all files in these folders that were not written now."""
-    for folder in (TABLE_FOLDER, FIGURE_FOLDER):
+    from potstill.report import study_page
+
+    for folder in (TABLE_FOLDER, study_page.FIGURES):
         for path in sorted((study.folder / folder).glob("*")):
             if path not in written:
                 storage.remove(path)

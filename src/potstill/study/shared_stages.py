@@ -188,8 +188,7 @@ def _wait_or_make(maker: StudyRun, name: str) -> None:
     """Return when the maker's stage is finished. If no process makes it, make it here."""
 
     def make() -> None:
-        if manifest.read_state(maker.run_dir / name).manifest is None:
-            runner.run(maker.recipe, maker.run_dir, until=name)
+        runner.run(maker.recipe, maker.run_dir, until=name)
 
     def is_done() -> bool:
         return manifest.read_state(maker.run_dir / name).manifest is not None
