@@ -238,9 +238,9 @@ def _send(writer: asyncio.StreamWriter, status: int, data: bytes, retry_after: s
 
 
 @contextlib.contextmanager
-def running(**settings) -> Iterator[Stub]:
-    """A stub in a thread, on a port of its own."""
-    stub, loop, started = Stub(**settings), asyncio.new_event_loop(), threading.Event()
+def running(kind: type[Stub] = Stub, **settings) -> Iterator[Stub]:
+    """A stub in a thread, on a port of its own; `kind`: a class that extends Stub."""
+    stub, loop, started = kind(**settings), asyncio.new_event_loop(), threading.Event()
 
     async def main() -> None:
         server = await asyncio.start_server(stub.serve, "127.0.0.1", 0, limit=1 << 24)

@@ -13,7 +13,8 @@ Each row of `spent-0000.jsonl` (of a shard: `spent-0003-of-0008.jsonl`) has the 
 the maximum cost of the requests in flight. If a process is killed, `open` of its last row counts as spent, because the
 server may have billed these requests. `ids` are results of batch files that are already counted.
 
-In a run with several sources of chains, each source has ledgers and a budget of its own: `spent-0000@NAME.jsonl`.
+In a run with several sources of chains, each source has ledgers and a budget of its own: `spent-0000@NAME.jsonl`. So have
+the requests that only score texts (`SCORES`): `spent-0000@+scores.jsonl`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from potstill.errors import UserError
 from potstill.storage import atomic, read, run_folder
 from potstill.storage.segments import UNSHARDED, Shard
 
+SCORES: Final = "+scores"  # a source that scores texts in training; no name in a recipe begins with +
 USAGE_FIELDS: Final[tuple[str, ...]] = ("requests", "prompt_tokens", "completion_tokens", "money")
 
 

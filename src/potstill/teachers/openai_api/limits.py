@@ -201,20 +201,20 @@ class Budget:
     def money(self) -> float:
         return self.usage.before.get("money", 0.0) + self.usage.money
 
-    def spent_error(self) -> UserError:
-        """The error for a budget that allows no further request."""
+    def spent_error(self, *, may_seal: bool = True) -> UserError:
+        """The error for a budget that allows no further request. may_seal: whether the run can continue without it."""
         settings = self.settings
         key, spent, limit = "tokens", self.tokens, settings.budget_tokens
         if limit is None or (settings.budget_money is not None and self.money * limit >= spent * settings.budget_money):
             key, spent, limit = "money", round(self.money, 4), settings.budget_money
         part = " (the part of this shard)" if self.usage.settled else ""
+        seal = ", or set teacher.budget.spent to seal to continue with the stored chains" if may_seal else ""
         return UserError(
             "the budget is spent: one more request could exceed it",
             code="E-teacher-budget-spent",
             where=f"teacher.budget.{key}",
             found=f"{spent:g} of {limit:g}{part}",
-            hint="raise the budget, or set teacher.budget.spent to seal to continue with the stored chains; then run the"
-            " same command again",
+            hint=f"raise the budget{seal}; then run the same command again",
         )
 
 

@@ -12,10 +12,11 @@ alternatives give the probability of the end.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -27,13 +28,21 @@ from potstill.teachers.openai_api.limits import backoff_seconds
 from potstill.teachers.openai_api.request import REQUEST_IDS, Capabilities, ServerSettings
 from potstill.teachers.openai_api.response import Choice, PromptToken
 from potstill.teachers.openai_api.server_errors import hint_for
-from potstill.teachers.openai_api.token_entries import Piece, ReaderContext, TokenEntry, read_entries
+from potstill.teachers.openai_api.token_entries import (
+    DEFECT_BYTES_UNKNOWN,
+    DEFECT_ENTRIES_MISSING,
+    Piece,
+    ReaderContext,
+    TokenEntry,
+    read_entries,
+)
 
 ScoringMethod = Literal["prompt_logprobs", "echo"]
 SCORING_METHODS: Final[tuple[ScoringMethod, ...]] = ("prompt_logprobs", "echo")
 CANNOT_SCORE: Final = "E-teacher-cannot-score"
 INCONSISTENT_SCORES: Final = "E-teacher-inconsistent-scores"
 LOCAL_HINT: Final = "score the chains with a local model (teacher.score.kind: local)"
+DEFECT_ACROSS_BORDER: Final = "a token across the border"
 CHECK_TOKENS: Final = 16  # number of tokens that the server generates and then scores, as a check
 
 
@@ -53,11 +62,11 @@ def build_scoring_request(
 def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderContext) -> Chain:
     """The chain of `text`, without a key, with the log-probabilities of a response.
 
-    Tokens that span the border between prompt and text, and tokens of unknown bytes, are omitted. Raises UserError if
-    the response does not score the text.
+    Tokens that span the border between prompt and text, and tokens of unknown bytes, are omitted. An empty text has no
+    tokens, only the step of the end. Raises UserError if the response does not score the text.
     """
     border, content, request_text = len(prompt.encode()), text.encode(), prompt + text
-    entries = _read_prompt_entries(choice, request_text, context)
+    entries = read_prompt_entries(choice, request_text, context)
     if len(entries) < 2:
         raise _cannot_score()
     defects: set[str] = set()
@@ -74,15 +83,15 @@ def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderCon
             spans.append((start - border, end - border))
             candidates.append(step)
         elif start < border < end:
-            defects.add("a token across the border")
-    if not tokens:
+            defects.add(DEFECT_ACROSS_BORDER)
+    if text and not tokens:
         hint, found = "set teacher.server.tokenizer to the tokenizer of the served model", request_text[:80]
         what = "the server's tokens do not fit the text"
         raise UserError(what, code="E-teacher-wrong-tokenizer", found=found, hint=hint)
     if after is not None and any(piece is END for piece, _, _ in (*after.alternatives, (after.piece, 0, 0.0))):
         outcomes = ((piece, value) for piece, _, value in after.alternatives if piece and value is not None)
         candidates.append(tuple((piece, chain_reader.round_logprob(value)) for piece, value in outcomes))
-    if not candidates[-1]:
+    if candidates and not candidates[-1]:
         candidates.pop()
     defects.discard(chain_reader.DEFECT_HIDDEN)  # the first token of the prompt never has a log-probability
     return replace(
@@ -97,7 +106,7 @@ def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderCon
     )
 
 
-def _read_prompt_entries(choice: Choice, request_text: str, context: ReaderContext) -> list[TokenEntry]:
+def read_prompt_entries(choice: Choice, request_text: str, context: ReaderContext) -> list[TokenEntry]:
     """The entries of all tokens in the request's text, and the entry of the generated token."""
     if choice.prompt_logprobs is None or (choice.text or "").startswith(request_text):
         return read_entries(choice, context)
@@ -129,6 +138,33 @@ def _read_prompt_piece(name: str, row: PromptToken, position: int, context: Read
     return text.encode("utf-8", "replace") if "�" not in text else None
 
 
+def lacks_tokens(scored: Chain, entries: Sequence[TokenEntry]) -> bool:
+    """Whether a response lacks values that a server which gives all values would have sent.
+
+    scored   the chain of the response
+    entries  all entries of the response; the first one never has a value, and the last one may be the generated token
+
+    Bytes without a token are no fault if a token of the prompt ends in them, or if their tokens are parts of characters.
+    """
+    if DEFECT_ENTRIES_MISSING in scored.defects:
+        return True
+    bounds = [0, *itertools.chain.from_iterable(scored.spans), len(scored.content)]
+    for start, end in zip(bounds[::2], bounds[1::2], strict=True):
+        at_border = start == 0 and DEFECT_ACROSS_BORDER in scored.defects
+        partial = DEFECT_BYTES_UNKNOWN in scored.defects and not scored.content[start:end].isascii()
+        if start < end and not at_border and not partial:
+            return True
+    return any(entry.logprob is None for entry in entries[1:-1])
+
+
+def has_next_token(entries: Sequence[TokenEntry], request_text: str) -> bool:
+    """Whether a response contains the generated token after the text of its request, with alternatives."""
+    if not entries or not entries[-1].alternatives:
+        return False
+    pieces = [entry.piece for entry in entries if isinstance(entry.piece, bytes)]
+    return not entries[-1].piece or entries[-1].piece is END or b"".join(pieces) != request_text.encode()
+
+
 def score_texts(
     settings: ServerSettings,
     capabilities: Capabilities,
@@ -146,7 +182,7 @@ def score_texts(
     pending: deque[asyncio.Task[Chain]] = deque()
     with asyncio.Runner() as runner:
         client = Client(settings)
-        scorer = _Scorer(client, settings, capabilities, context)
+        scorer = MethodFinder(client, settings, capabilities, context)
         try:
             for prompt, chain in rows:
                 if method is None:
@@ -166,7 +202,9 @@ async def _result_of(task: asyncio.Task[Chain]) -> Chain:
     return await task
 
 
-class _Scorer:
+class MethodFinder:
+    """Finds the method by which a server scores texts, and scores single texts."""
+
     def __init__(
         self, client: Client, settings: ServerSettings, capabilities: Capabilities, context: ReaderContext
     ) -> None:

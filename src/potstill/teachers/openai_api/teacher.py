@@ -153,7 +153,7 @@ class OpenAITeacher(Scorer):
         return ReaderContext(
             settings.source,
             capabilities.semantics,  # type: ignore[arg-type]
-            _open_lookup(self.recipe),
+            open_lookup(self.recipe),
             frozenset(capabilities.ends),
             settings.reasoning,
             bool(settings.stop),
@@ -165,7 +165,7 @@ class OpenAITeacher(Scorer):
         settings, build_prompt = self.settings, self.prompt_builder()
         by_id = {question.id: question for question in questions}
         capabilities, sizes = self._probe(settings, questions[0], UsageMeter()), deque[int]()
-        context = ReaderContext("scored", "raw", _open_lookup(self.recipe), frozenset(capabilities.ends))
+        context = ReaderContext("scored", "raw", open_lookup(self.recipe), frozenset(capabilities.ends))
 
         def rows() -> Iterator[tuple[str, Chain]]:
             for batch in batches:
@@ -208,7 +208,7 @@ class OpenAITeacher(Scorer):
     def _check_server(self) -> None:
         """Raises UserError for an invalid address, a missing key, or a missing tokenizer."""
         read_api_key(self.settings)
-        _open_lookup(self.recipe)
+        open_lookup(self.recipe)
 
     def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
         teacher = self.recipe.teacher
@@ -307,7 +307,7 @@ def parse_capabilities(row: Mapping[str, Any]) -> Capabilities:
     return Capabilities(**values)
 
 
-def _open_lookup(recipe: Recipe) -> Callable[[int, int], Piece] | None:
+def open_lookup(recipe: Recipe) -> Callable[[int, int], Piece] | None:
     """A function from token id and position to the token's bytes; None if the recipe names no tokenizer."""
     path = recipe.teacher.server.tokenizer
     if path is None:

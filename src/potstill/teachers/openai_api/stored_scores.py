@@ -1,0 +1,451 @@
+"""Scores of texts from a server. Every score is stored before it is used, and no text is scored twice.
+
+    with StoredScorer(recipe, folder=run_dir / "train", run_dir=run_dir) as scorer:
+        chains = scorer.score([(prompt, chain), ...])       # as `local_model.score_chains` returns them
+
+`scores.jsonl` in the folder has the scores of each text (see `storage.scores`), and `scorer.json` describes the server and
+the method. A text that is stored costs nothing, also after a crash. The server is first contacted for a text that is not
+stored, and must then be the server that scored the others.
+
+Budget and ledger work as for sampling: the maximum cost of a request is reserved before it is sent, what the server bills is
+recorded when its response arrives, and `teacher.budget` ends the run. A broken or unusable response counts as spent, and its
+text is scored again.
+
+    >>> recipe = Recipe(name="mine", teacher={"kind": "openai", "model": "m", "budget": {"prices": {"prompt": 2.0}}})
+    >>> forecast = forecast_scoring(recipe, texts=1000, max_tokens=100, prompt_bytes=400)
+    >>> forecast.prompt_tokens, forecast.completion_tokens, forecast.money
+    (208000, 1000, 0.416)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+from potstill import storage, tokenization
+from potstill.errors import UserError
+from potstill.recipe import Recipe, find_path
+from potstill.records import Chain, Prompt, Turn
+from potstill.storage import ledger, run_folder
+from potstill.storage.scores import KEY_CHARS, ScoreStore
+from potstill.teachers.openai_api import capabilities as probing
+from potstill.teachers.openai_api import response, server_errors
+from potstill.teachers.openai_api.budgeted_client import BudgetedClient
+from potstill.teachers.openai_api.client import Reply
+from potstill.teachers.openai_api.limits import TOKENS_PER_BYTE, AimdLimiter, compute_cost
+from potstill.teachers.openai_api.replicas import Replicas
+from potstill.teachers.openai_api.request import Capabilities, ServerSettings
+from potstill.teachers.openai_api.response import Choice, ResponseBody
+from potstill.teachers.openai_api.scoring import (
+    CANNOT_SCORE,
+    INCONSISTENT_SCORES,
+    MethodFinder,
+    ScoringMethod,
+    build_scoring_request,
+    has_next_token,
+    lacks_tokens,
+    read_prompt_entries,
+    read_scored_chain,
+)
+from potstill.teachers.openai_api.teacher import open_lookup, parse_capabilities, settings_from_recipe
+from potstill.teachers.openai_api.token_entries import DEFECT_BEYOND_TEXT, Piece, ReaderContext
+from potstill.teachers.protocol import UsageMeter
+
+VERSION: Final = 1  # of the scores of a text; other versions are other keys
+SCORES_FILE, SERVER_FILE = "scores.jsonl", "scorer.json"
+FIXED: Final = ("model", "top_logprobs", "tokenizer", "served", "bytes", "ids")  # these may not change during a run
+MAX_PROBES: Final = 3  # times that the method is sought, because a fault may hide it
+MAX_UNUSABLE: Final = 16  # responses without usable scores of a text, after which the run stops
+MAX_INCOMPLETE: Final = 8  # responses that lack tokens of a text, after which such a response is stored
+INCOMPLETE: Final = "the response lacks tokens of the text"
+NO_ANSWER: Final = "E-teacher-no-answer"
+TOKENIZER_KEY: Final = "teacher.server.tokenizer"
+SAMPLE_TEXT: Final = "The answer is 4."  # tests the method if all texts are empty
+
+
+class ScoringForecast(NamedTuple):
+    """The cost of scoring texts: tokens, and money by the recipe's prices (0 without prices)."""
+
+    texts: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float
+
+
+def forecast_scoring(recipe: Recipe, *, texts: int, max_tokens: int, prompt_bytes: float) -> ScoringForecast:
+    """What it costs at most, apart from failed requests, to score `texts` texts of at most `max_tokens` tokens.
+
+    prompt_bytes  mean size of a prompt
+    A server reads prompt and text as a prompt, and generates one token. The sizes of prompts are converted to tokens at
+    the rate of English, so the numbers are estimates.
+    """
+    prompt_tokens = round(texts * (prompt_bytes * TOKENS_PER_BYTE + max_tokens))
+    money = compute_cost(settings_from_recipe(recipe), prompt_tokens, texts)
+    return ScoringForecast(texts, prompt_tokens, texts, money)
+
+
+def describe_forecast(recipe: Recipe, forecast: ScoringForecast) -> list[str]:
+    """Lines about a forecast for `potstill run --dry-run`."""
+    teacher, budget = recipe.teacher, recipe.teacher.budget
+    lines = [
+        f"scores            openai: {teacher.model} at {', '.join(teacher.server.urls)} (not contacted yet)",
+        f"  requests        {forecast.texts} texts, each once",
+        f"  tokens          at most about {forecast.prompt_tokens} in prompts and texts, {forecast.completion_tokens}"
+        " generated",
+        f"  stores          {teacher.top_logprobs} log-probabilities per token",
+    ]
+    if any((budget.prices.prompt, budget.prices.completion)):
+        per_million = f"at {budget.prices.prompt:g} and {budget.prices.completion:g} per million tokens"
+        lines.append(f"  cost            at most about {forecast.money:.2f}, {per_million}")
+    else:
+        lines.append("  cost            unknown: no prices were given (teacher.budget.prices)")
+    limits = [f"{budget.tokens} tokens"] if budget.tokens else []
+    limits += [f"{budget.money:g} in money"] if budget.money else []
+    return lines + ([f"  budget          {', '.join(limits)}"] if limits else [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text to score: its key in the store, the prompt as the model sees it, and its question, for errors."""
+
+    key: str
+    prompt: str
+    text: str
+    question: str
+
+
+class StoredScorer:
+    """Scores texts through the server of a recipe's teacher (kind `openai`). A context manager.
+
+    recipe   the section `teacher` names model, server, top_logprobs and budget
+    folder   folder of the stored scores. Only one process may use it at a time
+    run_dir  folder of the run, for the ledger
+    source   name of the ledger of these requests. The budget limits what this ledger counts
+    usage    the usage of this process; its cost counts in the ledger
+    """
+
+    def __init__(self, recipe: Recipe, *, folder: Path, run_dir: Path, source: str = ledger.SCORES) -> None:
+        """Raises UserError if the folder has scores of another model, or for a recipe that does not fit."""
+        teacher = recipe.teacher
+        assert teacher.kind == "openai", "a StoredScorer needs a teacher behind a server"
+        if teacher.budget.spent == "seal":
+            what, hint = "training cannot continue without scores, as seal would demand", "set it to stop"
+            raise UserError(what, code="E-teacher-cannot-seal", where="teacher.budget.spent", found="seal", hint=hint)
+        if not teacher.top_logprobs:
+            what, hint = "scores need at least one log-probability per token", "set it to 20, for example"
+            raise UserError(what, code="E-teacher-no-scores", where="teacher.top_logprobs", found=0, hint=hint)
+        # At temperature 1, log-probabilities are raw, so the probe need not compare temperatures.
+        self.settings = replace(settings_from_recipe(recipe), api="completions", temperature=1.0)
+        self.folder, self.run_dir, self.source = folder, run_dir, source
+        self.usage = UsageMeter()
+        self._lookup = open_lookup(recipe)
+        self._fixed = {"model": self.settings.model, "top_logprobs": self.settings.top_logprobs}
+        self._fixed |= {"tokenizer": _tokenizer_digest(recipe)}
+        self._server: dict[str, Any] | None = None  # the content of SERVER_FILE
+        if (folder / SERVER_FILE).exists():
+            self._server = storage.read_json(folder / SERVER_FILE)
+            self._check_server(self._fixed)
+        self._store = ScoreStore(folder / SCORES_FILE)
+        self._stack = contextlib.ExitStack()
+        self._requests: _Requests | None = None  # None until a text is not stored
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._store)
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._stack.__exit__(*fault)  # type: ignore[arg-type]
+
+    def score(self, rows: Sequence[tuple[Prompt, Chain]]) -> list[Chain]:
+        """The chains with unchanged texts and keys, and with the tokens and raw log-probabilities of the server.
+
+        rows  pairs of the model's prompt and the chain. The server sees `prompt.plain + prompt.lead`
+
+        Raises UserError if the budget is spent, if the server cannot score, refuses a text or does not answer. All scores
+        received before are stored.
+        """
+        texts = [(prompt.plain + prompt.lead, chain) for prompt, chain in rows]
+        if self._server is None and texts:
+            self._connect(*texts[0])
+        keys = [self._key(prompt, chain.text) for prompt, chain in texts]
+        missing = {
+            key: _Text(key, prompt, chain.text, chain.question)
+            for key, (prompt, chain) in zip(keys, texts, strict=True)
+            if key not in self._store
+        }
+        if missing:
+            requests = self._connect(*next(row for key, row in zip(keys, texts, strict=True) if key in missing))
+            try:
+                requests.score(missing.values())
+            finally:
+                self._store.sync()
+        return [self._read(key, chain) for key, (_, chain) in zip(keys, texts, strict=True)]
+
+    def _read(self, key: str, chain: Chain) -> Chain:
+        scored = self._store.read(key)
+        assert scored is not None, "every text is stored before it is used"
+        candidates = scored.candidates[: len(scored.tokens)] if chain.stop == "length" else scored.candidates
+        own = {"question": chain.question, "source": chain.source, "index": chain.index, "stop": chain.stop}
+        return replace(scored, candidates=candidates, **own)
+
+    def _key(self, prompt: str, text: str) -> str:
+        """The key of a text: a digest of all that its scores depend on."""
+        assert self._server is not None
+        capabilities = self._server["capabilities"]
+        identity = {name: self._server[name] for name in ("model", "top_logprobs", "tokenizer", "method")}
+        identity |= {name: capabilities[name] for name in ("served", "ids", "ends")} | {"version": VERSION}
+        parts = json.dumps([identity, prompt, text], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()[:KEY_CHARS]
+
+    # --- The server
+
+    def _connect(self, prompt: str, chain: Chain) -> _Requests:
+        """The connection to the server, which is made and tested with one text when it is first needed."""
+        if self._requests is not None:
+            return self._requests
+        writer = self._stack.enter_context(ledger.LedgerWriter(ledger.ledger_path(self.run_dir, source=self.source)))
+        self.usage.on_reserve = writer.reserve
+        self.usage.before = ledger.total_usage(self.run_dir, self.source)  # what a killed process reserved is spent now
+        self._stack.callback(lambda: run_folder.append_log(self.run_dir, "scored", **self.usage.as_json()))
+        runner = self._stack.enter_context(asyncio.Runner())
+        client = BudgetedClient(self.settings, self.usage, lambda: writer.record(self.usage.spent()))
+        self._stack.callback(lambda: runner.run(client.close()))
+        capabilities = runner.run(self._probe(client, prompt))
+        found = {**self._fixed, **{name: getattr(capabilities, name) for name in ("served", "bytes", "ids")}}
+        if self._server is None:
+            method, gives_next_token = runner.run(self._find_method(client, capabilities, prompt, chain))
+            row = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(capabilities).items()}
+            found |= {"method": method, "next_token": gives_next_token, "capabilities": row}
+            self._server = {name: found[name] for name in (*self._fixed, "method", "next_token", "capabilities")}
+            storage.write_json(self.folder / SERVER_FILE, self._server)
+        self._check_server(found)
+        self._requests = _Requests(self.settings, self._server, self._lookup, runner, client, self._store, self.usage)
+        return self._requests
+
+    async def _probe(self, client: BudgetedClient, prompt: str) -> Capabilities:
+        context = ReaderContext("probe", "unknown", self._lookup)
+        return await probing.probe(client, self.settings, _as_prompt(prompt), context)
+
+    async def _find_method(
+        self, client: BudgetedClient, capabilities: Capabilities, prompt: str, chain: Chain
+    ) -> tuple[ScoringMethod, bool]:
+        """The method of scoring, and whether the response contains the generated token after the text."""
+        context = _context(self._lookup, capabilities)
+        finder = MethodFinder(client, self.settings, capabilities, context)
+        chain = chain if chain.text else Chain.from_text(chain.question, 0, SAMPLE_TEXT, source=chain.source)
+        for _ in range(MAX_PROBES - 1):
+            try:
+                method = await finder.find_method(prompt, chain)
+                break
+            except UserError as error:
+                if error.code not in (CANNOT_SCORE, INCONSISTENT_SCORES):
+                    raise
+        else:
+            method = await finder.find_method(prompt, chain)
+        settings, text = self.settings, prompt + chain.text
+        body = build_scoring_request(
+            settings.model, capabilities, prompt, chain.text, k=settings.top_logprobs, method=method
+        )
+        for _ in range(MAX_PROBES):
+            reply = await client.send(settings.urls[0], body, "/completions")
+            choices = reply.body.choices if reply.body is not None else []
+            if choices and has_next_token(read_prompt_entries(choices[0], text, context), text):
+                return method, True
+        return method, False
+
+    def _check_server(self, now: Mapping[str, Any]) -> None:
+        """Raise UserError if a value of FIXED differs from the stored one. now: the values that are known now."""
+        assert self._server is not None
+        stored = {**self._server["capabilities"], **self._server}
+        changed = [
+            f"{name}: {stored[name]} -> {now[name]}" for name in FIXED if name in now and stored[name] != now[name]
+        ]
+        if changed:
+            raise UserError(
+                "the stored scores are of another model or server",
+                code="E-teacher-server-changed",
+                where=self.folder / SERVER_FILE,
+                found="; ".join(changed),
+                hint="use the old model and server again, or give the recipe another name: this run keeps its scores",
+            )
+
+
+class _Requests:
+    """Sends the requests for texts to the servers, as many at once as the servers can handle, and stores the scores."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        server: Mapping[str, Any],
+        lookup: Callable[[int, int], Piece] | None,
+        runner: asyncio.Runner,
+        client: BudgetedClient,
+        store: ScoreStore,
+        usage: UsageMeter,
+    ) -> None:
+        """server: the content of SERVER_FILE."""
+        self.settings, self.runner, self.client, self.store, self.usage = settings, runner, client, store, usage
+        self.method: ScoringMethod = server["method"]
+        self.gives_next_token: bool = server["next_token"]
+        self.capabilities = parse_capabilities(server["capabilities"])
+        self.context = _context(lookup, self.capabilities)
+        self.replicas = Replicas(settings, client.warn)
+        self.released = asyncio.Event()  # set when a request ends
+        self.stopped = False  # after an error, no further request is sent
+
+    def score(self, texts: Iterable[_Text]) -> None:
+        """Store the scores of all texts. Raises UserError; then the scores received before are stored."""
+        self.stopped = False
+        try:
+            self.runner.run(self._score_all(deque(texts)))
+        except BaseExceptionGroup as errors:  # of tasks; one error stops all of them
+            raise errors.exceptions[0] from None
+
+    async def _score_all(self, texts: deque[_Text]) -> None:
+        started = time.monotonic()
+        workers = min(len(texts), self.settings.concurrency * len(self.settings.urls))
+        errors: list[UserError] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(self._work(texts, errors))
+        finally:
+            self.usage.seconds += time.monotonic() - started
+        if errors:
+            raise errors[0]
+
+    async def _work(self, texts: deque[_Text], errors: list[UserError]) -> None:
+        """Score texts until none is left or an error stops all workers. Requests in flight may end, because they are
+        billed; if no server answers, they are cancelled."""
+        try:
+            while texts and not self.stopped:
+                await self._score_text(texts.popleft())
+        except UserError as error:
+            if error.code == NO_ANSWER:
+                raise
+            errors.append(error)
+            self.stopped = True
+            self.released.set()
+
+    async def _score_text(self, text: _Text) -> None:
+        settings, tries, unusable, incomplete = self.settings, 0, 0, 0
+        body = build_scoring_request(
+            settings.model, self.capabilities, text.prompt, text.text, k=settings.top_logprobs, method=self.method
+        )
+        while (limiter := await self._wait_for_server()) is not None:
+            started = time.monotonic()
+            limiter.running += 1
+            try:
+                reply = await self.client.send(limiter.url, body, "/completions")
+            finally:
+                limiter.release(started)
+                self.released.set()
+            now = time.monotonic()
+            if reply.body is None:
+                if reply.outcome in ("stop", "refused"):
+                    raise _refusal(reply, text, limiter.url)
+                wait, message = self.replicas.record_failure(limiter, reply, now, started, tries), reply.message
+                tries += reply.outcome != "away"  # away: no request was sent
+            else:
+                error = self._store_scores(text, reply.body, accept_incomplete=incomplete + 1 >= MAX_INCOMPLETE)
+                if error is None:
+                    self.replicas.record_success(limiter, now)
+                    return
+                tries, unusable, message = tries + 1, unusable + 1, error.what
+                incomplete += message == INCOMPLETE
+                if unusable >= MAX_UNUSABLE:
+                    raise error
+                wait = self.replicas.count_failure(message, now, tries)
+            self.usage.count_failure(message)
+            if tries >= settings.max_tries:
+                found = f"{tries} tries; the last one: {message}"
+                hint = server_errors.hint_for(message)
+                raise UserError(
+                    "the teacher does not score a text", code=NO_ANSWER, where=text.question, found=found, hint=hint
+                )
+            await asyncio.sleep(wait)
+
+    async def _wait_for_server(self) -> AimdLimiter | None:
+        """A server that may get a request now; None if an error stopped the requests."""
+        while not self.stopped:
+            now = time.monotonic()
+            if (limiter := self.replicas.find_free(now)) is not None:
+                return limiter
+            self.released.clear()
+            until = self.replicas.next_change(now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if until is None else max(0.001, until - now)):
+                    await self.released.wait()
+        return None
+
+    def _store_scores(self, text: _Text, body: ResponseBody, *, accept_incomplete: bool) -> UserError | None:
+        """Store the scores in a response; otherwise, the error that says why they are unusable."""
+        served = self.capabilities.served
+        if body.model and served and body.model != served:
+            what, found = "the server names another model", f"{body.model}; the first response named {served}"
+            hint = "serve the old model at all addresses in teacher.server.urls, or give the recipe another name"
+            return UserError(what, code="E-teacher-server-changed", where=text.question, found=found, hint=hint)
+        try:
+            choice = body.choices[0] if body.choices else None
+            if choice is None or self._is_broken(choice, text):
+                what, hint = "the response is not about the text of the request", "look at the server's log"
+                return UserError(what, code=CANNOT_SCORE, where=text.question, found=text.text[:80], hint=hint)
+            scored = read_scored_chain(choice, text.prompt, text.text, self.context)
+            if DEFECT_BEYOND_TEXT in scored.defects:
+                what, hint = "the response scores a longer text", "look at the server's log"
+                return UserError(what, code=CANNOT_SCORE, where=text.question, found=text.text[:80], hint=hint)
+            if not accept_incomplete and self._lacks_values(scored, choice, text):
+                hint = "look at the server's log"
+                return UserError(INCOMPLETE, code=CANNOT_SCORE, where=text.question, found=text.text[:80], hint=hint)
+        except response.DECODE_ERRORS as error:
+            what, hint = "the response cannot be decoded", "look at the server's log"
+            return UserError(what, code=CANNOT_SCORE, where=text.question, found=error, hint=hint)
+        except UserError as error:
+            return error.at(text.question)
+        self.store.append(text.key, scored)
+        self.usage.chains += 1
+        return None
+
+    def _lacks_values(self, scored: Chain, choice: Choice, text: _Text) -> bool:
+        """Whether values of the text, or the token after it, are missing although the server usually gives them."""
+        entries = read_prompt_entries(choice, text.prompt + text.text, self.context)
+        if self.capabilities.whole and lacks_tokens(scored, entries):
+            return True
+        return self.gives_next_token and not has_next_token(entries, text.prompt + text.text)
+
+    def _is_broken(self, choice: Choice, text: _Text) -> bool:
+        """Whether the server broke the response off, or repeats another text."""
+        if response.read_finish_reason(choice.finish_reason) == "broken":
+            return True
+        return self.method == "echo" and not (choice.text or "").startswith(text.prompt + text.text)
+
+
+def _refusal(reply: Reply, text: _Text, url: str) -> UserError:
+    if reply.outcome == "stop":
+        what, code, where = "the teacher's server refuses all requests", "E-teacher-refuses", url
+    else:
+        what, code, where = "the teacher's server refuses to score a text", "E-teacher-refused-request", text.question
+    return UserError(what, code=code, where=where, found=reply.message, hint=server_errors.hint_for(reply.message))
+
+
+def _context(lookup: Callable[[int, int], Piece] | None, capabilities: Capabilities) -> ReaderContext:
+    return ReaderContext("scored", "raw", lookup, frozenset(capabilities.ends))
+
+
+def _as_prompt(text: str) -> Prompt:
+    return Prompt((Turn("user", text),))
+
+
+def _tokenizer_digest(recipe: Recipe) -> str | None:
+    """The digest of the served model's tokenizer, which gives tokens their bytes; None if the recipe names none."""
+    path = recipe.teacher.server.tokenizer
+    return None if path is None else tokenization.load_tokenizer(find_path(recipe, path, TOKENIZER_KEY)).digest
