@@ -127,6 +127,17 @@ def test_an_empty_text_has_the_probability_of_its_end(tmp_path: Path) -> None:
     assert [len(chain.candidates) for chain in chains] == [0, 1, 1, 0]
 
 
+def test_the_end_is_named_by_a_longer_text_than_the_probes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    texts = rows(5)
+    with serving(length=60) as server:
+        check(scored(plan(server.url), tmp_path, texts), texts)
+    with serving(length=600) as server:  # longer than teacher.max_tokens
+        chains = scored(plan(server.url), tmp_path / "other", texts)
+    assert "ended no text" in capfd.readouterr().err
+    assert all(len(chain.candidates) == len(chain.tokens) for chain in chains)
+    assert spent(tmp_path / "other") == server.billed
+
+
 def test_a_text_is_scored_once(tmp_path: Path) -> None:
     """Within a call, in later calls, in later processes, and with another key or stop reason."""
     texts = rows(20)
@@ -295,7 +306,11 @@ def test_the_budget_stops_the_run_and_a_larger_one_continues_it(tmp_path: Path, 
 def test_a_budget_that_does_not_allow_the_probe_sends_nothing(tmp_path: Path) -> None:
     with serving() as server:
         fails("E-teacher-budget-spent", plan(server.url, budget={"tokens": 20}), tmp_path, rows(2))
-    assert server.seen == [] and spent(tmp_path) == 0
+        with scorer(plan(server.url, budget={"tokens": 100}), tmp_path) as opened:
+            for _ in range(2):  # enough for the probe, and for nothing else
+                with pytest.raises(UserError, match="E-teacher-budget-spent"):
+                    opened.score(rows(2))
+    assert 0 < server.billed <= 100 and spent(tmp_path) == server.billed
 
 
 def test_the_forecast_is_what_is_billed(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class _Prober:
             capabilities,
             whole=DEFECT_ENTRIES_MISSING not in chain.defects,
             bytes="ids" if self.context.lookup is not None else _classify_bytes(choice, chain),
-            ends=self._find_end_names(body),
+            ends=find_end_names(body, self.context),
             semantics=await self._find_semantics(capabilities),
         )
 
@@ -208,16 +208,6 @@ class _Prober:
             hint = "name the tokenizer of the served model, or remove the key"
             raise self.error("E-teacher-wrong-tokenizer", what, found, hint=hint)
 
-    def _find_end_names(self, body: ResponseBody) -> tuple[str, ...]:
-        """The names that the server gave to the end token; empty if no text reached the end."""
-        names = set()
-        for choice in body.choices:
-            entries = read_entries(choice, self.context)
-            chain = chain_reader.read_chain(choice, "probe", 0, self.context)
-            if len(chain.candidates) > len(chain.tokens) and entries and isinstance(entries[-1].name, str):
-                names.add(entries[-1].name)
-        return tuple(sorted(names - {""}))
-
     async def _find_semantics(self, capabilities: Capabilities) -> Semantics:
         """Request the first token at temperature 1 and at the recipe's temperature, and compare its log-probabilities."""
         temperature = self.settings.temperature
@@ -236,6 +226,17 @@ class _Prober:
                 {name: value for _, name, value in alternatives if value is not None and value > HIDDEN_LOGPROB}
             )
         return compare_temperatures(tables[0], tables[1], temperature)
+
+
+def find_end_names(body: ResponseBody, context: ReaderContext) -> tuple[str, ...]:
+    """The names that the server gave to the end token; empty if no text reached the end."""
+    names = set()
+    for choice in body.choices:
+        entries = read_entries(choice, context)
+        chain = chain_reader.read_chain(choice, "probe", 0, context)
+        if len(chain.candidates) > len(chain.tokens) and entries and isinstance(entries[-1].name, str):
+            names.add(entries[-1].name)
+    return tuple(sorted(names - {""}))
 
 
 def _reduced_forms(capabilities: Capabilities, n: int) -> list[Capabilities]:

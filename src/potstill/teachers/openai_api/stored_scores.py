@@ -64,6 +64,7 @@ VERSION: Final = 1  # of the scores of a text; other versions are other keys
 SCORES_FILE, SERVER_FILE = "scores.jsonl", "scorer.json"
 FIXED: Final = ("model", "top_logprobs", "tokenizer", "served", "bytes", "ids")  # these may not change during a run
 MAX_PROBES: Final = 3  # times that the method is sought, because a fault may hide it
+MAX_END_TEXTS: Final = 3  # texts of up to teacher.max_tokens tokens, to see how the server names the end
 MAX_UNUSABLE: Final = 16  # responses without usable scores of a text, after which the run stops
 MAX_INCOMPLETE: Final = 8  # responses that lack tokens of a text, after which such a response is stored
 INCOMPLETE: Final = "the response lacks tokens of the text"
@@ -156,7 +157,8 @@ class StoredScorer:
             self._check_server(self._fixed)
         self._store = ScoreStore(folder / SCORES_FILE)
         self._stack = contextlib.ExitStack()
-        self._requests: _Requests | None = None  # None until a text is not stored
+        self._client: tuple[asyncio.Runner, BudgetedClient] | None = None  # None until a text is not stored
+        self._requests: _Requests | None = None  # None until the server was tested
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._store)
@@ -212,28 +214,50 @@ class StoredScorer:
         """The connection to the server, which is made and tested with one text when it is first needed."""
         if self._requests is not None:
             return self._requests
-        writer = self._stack.enter_context(ledger.LedgerWriter(ledger.ledger_path(self.run_dir, source=self.source)))
-        self.usage.on_reserve = writer.reserve
-        self.usage.before = ledger.total_usage(self.run_dir, self.source)  # what a killed process reserved is spent now
-        self._stack.callback(lambda: run_folder.append_log(self.run_dir, "scored", **self.usage.as_json()))
-        runner = self._stack.enter_context(asyncio.Runner())
-        client = BudgetedClient(self.settings, self.usage, lambda: writer.record(self.usage.spent()))
-        self._stack.callback(lambda: runner.run(client.close()))
+        runner, client = self._open_client()
         capabilities = runner.run(self._probe(client, prompt))
-        found = {**self._fixed, **{name: getattr(capabilities, name) for name in ("served", "bytes", "ids")}}
         if self._server is None:
             method, gives_next_token = runner.run(self._find_method(client, capabilities, prompt, chain))
             row = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(capabilities).items()}
-            found |= {"method": method, "next_token": gives_next_token, "capabilities": row}
-            self._server = {name: found[name] for name in (*self._fixed, "method", "next_token", "capabilities")}
+            self._server = {**self._fixed, "method": method, "next_token": gives_next_token, "capabilities": row}
             storage.write_json(self.folder / SERVER_FILE, self._server)
-        self._check_server(found)
+        self._check_server({name: getattr(capabilities, name) for name in ("served", "bytes", "ids")})
         self._requests = _Requests(self.settings, self._server, self._lookup, runner, client, self._store, self.usage)
         return self._requests
 
+    def _open_client(self) -> tuple[asyncio.Runner, BudgetedClient]:
+        """The event loop and the client, which share one ledger until the end."""
+        if self._client is None:
+            path = ledger.ledger_path(self.run_dir, source=self.source)
+            writer = self._stack.enter_context(ledger.LedgerWriter(path))
+            self.usage.on_reserve = writer.reserve
+            self.usage.before = ledger.total_usage(self.run_dir, self.source)
+            self._stack.callback(lambda: run_folder.append_log(self.run_dir, "scored", **self.usage.as_json()))
+            runner = self._stack.enter_context(asyncio.Runner())
+            client = BudgetedClient(self.settings, self.usage, lambda: writer.record(self.usage.spent()))
+            self._stack.callback(lambda: runner.run(client.close()))
+            self._client = runner, client
+        return self._client
+
     async def _probe(self, client: BudgetedClient, prompt: str) -> Capabilities:
+        """What the server accepts and returns. At the first use of a server, also its name for the end of a text."""
         context = ReaderContext("probe", "unknown", self._lookup)
-        return await probing.probe(client, self.settings, _as_prompt(prompt), context)
+        capabilities = await probing.probe(client, self.settings, _as_prompt(prompt), context)
+        if self._server is not None or self._lookup is not None:
+            return capabilities
+        for seed in range(MAX_END_TEXTS):
+            if capabilities.ends:
+                return capabilities
+            body = probing.build_body(self.settings, capabilities, _as_prompt(prompt), n=1, seed=seed)
+            reply = await client.send(self.settings.urls[0], body)
+            if reply.body is not None:
+                capabilities = replace(capabilities, ends=probing.find_end_names(reply.body, context))
+        if not capabilities.ends:
+            client.warn(
+                f"{self.settings.urls[0]} ended no text, so its name for the end is unknown, and the ends of texts get no"
+                " probability: set teacher.server.tokenizer to the tokenizer of the model"
+            )
+        return capabilities
 
     async def _find_method(
         self, client: BudgetedClient, capabilities: Capabilities, prompt: str, chain: Chain
