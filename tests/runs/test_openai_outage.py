@@ -22,7 +22,7 @@ import stub
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question, Turn
 from potstill.teachers import SamplingState, UsageMeter
-from potstill.teachers.openai_api import scheduler, teacher
+from potstill.teachers.openai_api import replicas, scheduler, teacher
 from potstill.teachers.openai_api.client import MAX_ERROR_BYTES, Client, Reply, max_response_bytes
 from potstill.teachers.openai_api.limits import FAILURES_UNTIL_DOWN, Budget
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
@@ -90,7 +90,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch, away: tuple[float, float], fault: R
     server, found = Server(clock, away, fault), list[Chain]()
     monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: clock.now))
     say = lambda line, style="": server.lines.append((clock.now, line))  # noqa: E731
-    monkeypatch.setattr(scheduler, "progress", SimpleNamespace(print_line=say))
+    monkeypatch.setattr(replicas, "progress", SimpleNamespace(print_line=say))
     settings = ServerSettings("m", samples=1, top_logprobs=0, patience=300.0, **more)
     error = None
     with asyncio.Runner(loop_factory=lambda: clock) as runner:

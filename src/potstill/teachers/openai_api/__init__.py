@@ -4,5 +4,6 @@ that offer legacy completions or chat completions.
 `teacher` has the class of the backend. `capabilities` probes a server. `request` builds requests, `client` sends them,
 and `scheduler` keeps them in flight within `limits`. `response` decodes responses, and `chain_reader` converts them to
 chains with `token_entries` and `chain_parts`. `batch_api` samples through batch files. `scoring` scores existing texts,
-and `stored_scores` does so with a store, a budget (`budgeted_client`) and several servers (`replicas`).
+and `stored_scores` does so with a store, a budget (`budgeted_client`) and several servers (`replicas`), through
+`score_requests`.
 """

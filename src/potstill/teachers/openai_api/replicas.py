@@ -58,30 +58,25 @@ class Replicas:
         limiter.record_success()
         self.failures = 0
 
-    def record_failure(self, limiter: AimdLimiter, reply: Reply, now: float, started: float, tries: int) -> float:
-        """Count a failed request, which started at `started`. Returns the seconds after which it may be sent again; 0 if
-        the server requested a pause, because another replica may take the request at once.
-
-        tries  number of earlier failures of this request
-        Raises UserError as `count_failure` does.
-        """
-        message, wait, settings = reply.message, reply.retry_after, self.settings
+    def record_failure(self, limiter: AimdLimiter, reply: Reply, now: float, started: float) -> None:
+        """Slow down or pause a server that failed to answer a request, which started at `started`."""
+        message, wait = reply.message, reply.retry_after
         if message.startswith("HTTP 5"):
             limiter.last_error = message
         if reply.outcome == "busy":
             limiter.record_congestion(now, started)
-        if limiter.record_failure(now, started, reply.outcome == "away", settings.first_backoff, self.rng):
+        if limiter.record_failure(now, started, reply.outcome == "away", self.settings.first_backoff, self.rng):
             progress.print_line(f"teacher   {self._describe_outage(limiter, message)}", "yellow")
         if wait:
             limiter.pause(now, wait)
             if wait >= LONG_WAIT:
                 self.warn(f"{limiter.url} requests a wait of {wait:.0f} s: {message}")
-        seconds = self.count_failure(message, now, tries)
-        return 0.0 if wait else seconds
 
-    def count_failure(self, message: str, now: float, tries: int) -> float:
-        """Count a failed or unusable response. Returns the seconds after which its request may be sent again. They do not
-        grow with the tries of one request while other requests succeed.
+    def count_failure(self, message: str, now: float, tries: int, *, paused: bool = False) -> float:
+        """Count a failed or unusable response. Returns the seconds after which its request may be sent again.
+
+        tries   number of tries of the request. The wait does not grow with them while other requests succeed
+        paused  whether the server requested a pause; another replica may then take the request at once
 
         Raises UserError after MIN_FAILURES failures in a row, of all servers, in more than `settings.patience` seconds.
         """
@@ -89,7 +84,7 @@ class Replicas:
         self.failures += 1
         seconds = now - self.failing_since
         if self.failures >= MIN_FAILURES and seconds > self.settings.patience:  # do not waste the budget
-            hint = "check the server and run the same command again; everything stored is kept"
+            hint = "check the server and run the same command again; everything that is stored is kept"
             raise UserError(
                 f"the teacher has not answered for {seconds:.0f} s",
                 code="E-teacher-no-answer",
@@ -97,6 +92,8 @@ class Replicas:
                 found=f"{self.failures} failures in a row; the last one: {message}",
                 hint=server_errors.crash_hint(self.limiters[0].last_error) or hint,
             )
+        if paused:
+            return 0.0
         return backoff_seconds(min(tries, self.failures - 1), self.settings.first_backoff, self.rng)
 
     def _describe_outage(self, limiter: AimdLimiter, message: str) -> str:

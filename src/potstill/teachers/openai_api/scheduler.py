@@ -17,26 +17,20 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import random
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from potstill import grading, progress
+from potstill import grading
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question
 from potstill.teachers.chain_parts import truncate_at_answer
 from potstill.teachers.openai_api import chain_reader, response, server_errors
 from potstill.teachers.openai_api.client import Client, Reply
-from potstill.teachers.openai_api.limits import (
-    OUTAGE_REPORT_INTERVAL,
-    AimdLimiter,
-    Budget,
-    Reservation,
-    backoff_seconds,
-)
+from potstill.teachers.openai_api.limits import AimdLimiter, Budget, Reservation
+from potstill.teachers.openai_api.replicas import Replicas
 from potstill.teachers.openai_api.request import (
     Capabilities,
     SampleRequest,
@@ -51,8 +45,6 @@ from potstill.teachers.protocol import PromptBuilder, SamplingState, UsageMeter
 
 BATCH_SIZE: Final = 64  # number of chains that are stored with one write
 BATCH_DELAY: Final = 0.05  # seconds after which a smaller batch is returned
-MIN_FAILURES: Final = 5  # failures in a row before a run may stop
-LONG_WAIT: Final = 5.0  # seconds; a longer Retry-After is reported
 SERVER_DEFECTS: Final = {  # defects of a server, which all of its texts have
     chain_reader.DEFECT_ABOVE_ONE,
     chain_reader.DEFECT_VOCABULARY_MARKS,
@@ -150,12 +142,10 @@ class Scheduler:
             state.first_chains,
         )
         self.width = width = settings.samples_per_request if capabilities.n else 1
-        self.limiters = [AimdLimiter(url, settings.concurrency) for url in settings.urls]
-        self.failures, self.failing_since = 0, 0.0  # failures in a row, of all servers; time of the first of them
+        self.replicas = Replicas(settings, client.warn)
         # url -> the model that the server names
         self.served = {settings.urls[0]: capabilities.served} if capabilities.served else {}
         self.budget = Budget(settings, state.usage)
-        self.rng = random.Random()
         self.new_requests = iter_requests(settings, width, questions, build_prompt, self.stored, self.right)
         if self.check is not None and settings.enough is None:  # begin with one request per question
             one_request = replace(settings, samples=min(settings.samples, width))
@@ -208,8 +198,7 @@ class Scheduler:
         """Start as many requests as there are free slots. Stop the scheduler if no request is left."""
         now = time.monotonic()
         while not self.stopped:
-            limiter = max(self.limiters, key=lambda limiter: limiter.free_slots(now))
-            if limiter.free_slots(now) <= 0:
+            if (limiter := self.replicas.find_free(now)) is None:
                 break
             request = self._next_request(now)
             if request is None or not self._passes_check(request):
@@ -228,7 +217,7 @@ class Scheduler:
             self.wake.set()  # the caller stores the ready chains before the check
         elif not self.running and not self.retries and not self._has_new_request():
             self._stop(self._refusal_error())
-        elif len(self.running) < sum(limiter.maximum for limiter in self.limiters):
+        elif len(self.running) < sum(limiter.maximum for limiter in self.replicas.limiters):
             self._set_timer(now)
 
     def _next_request(self, now: float) -> SampleRequest | None:
@@ -265,7 +254,8 @@ class Scheduler:
 
     def _set_timer(self, now: float) -> None:
         """Schedule a call of `_fill` for the time when the next pause of a server ends or the next retry is due."""
-        times = [limiter.paused_until for limiter in self.limiters if limiter.paused_until > now]
+        until = self.replicas.next_change(now)
+        times = [] if until is None else [until]
         if self.retries and self.retries[0][0] > now:  # an overdue retry waits for a free slot, not for a time
             times.append(self.retries[0][0])
         if self.timer is not None:
@@ -309,9 +299,7 @@ class Scheduler:
     def _handle_failure(
         self, limiter: AimdLimiter, request: SampleRequest, reply: Reply, now: float, started: float
     ) -> None:
-        message, wait = reply.message, reply.retry_after
-        if message.startswith("HTTP 5"):
-            limiter.last_error = message
+        message = reply.message
         if reply.outcome == "stop":
             what, hint = "the teacher's server refuses all requests", server_errors.hint_for(message)
             error = UserError(what, code="E-teacher-refuses", where=limiter.url, found=message, hint=hint)
@@ -319,23 +307,8 @@ class Scheduler:
         elif reply.outcome == "refused":
             self._refuse(request, message)
         else:
-            if reply.outcome == "busy":
-                limiter.record_congestion(now, started)
-            unreachable = reply.outcome == "away"
-            if limiter.record_failure(now, started, unreachable, self.settings.first_backoff, self.rng):
-                progress.print_line(f"teacher   {self._describe_outage(limiter, message)}", "yellow")
-            if wait:
-                limiter.pause(now, wait)
-                if wait >= LONG_WAIT:
-                    self.client.warn(f"{limiter.url} requests a wait of {wait:.0f} s: {message}")
-            self._retry(request, message, now, at_once=bool(wait), unreachable=unreachable)
-
-    def _describe_outage(self, limiter: AimdLimiter, message: str) -> str:
-        patience = self.settings.patience
-        line = f"{limiter.url} does not answer ({message}); potstill retries for {patience:g} s, at growing intervals"
-        if hint := server_errors.crash_hint(limiter.last_error):
-            line += f"\n          last error: {limiter.last_error}\n          {hint}"
-        return line
+            self.replicas.record_failure(limiter, reply, now, started)
+            self._retry(request, message, now, paused=bool(reply.retry_after), unreachable=reply.outcome == "away")
 
     def _handle_chains(self, limiter: AimdLimiter, request: SampleRequest, body: ResponseBody, now: float) -> None:
         """Add the chains of a response to the ready chains, and request missing chains again."""
@@ -350,12 +323,7 @@ class Scheduler:
             for defect in [defect for defect in chain.defects if defect in SERVER_DEFECTS]:
                 self.client.warn(f"{defect}, in {chain.question} and maybe others: such tokens get hard targets")
         if chains:
-            if limiter.failures_while_down:
-                seconds = now - limiter.down_since
-                progress.print_line(f"teacher   {limiter.url} answers again after {seconds:.0f} s", "green")
-                limiter.reported_at = now - OUTAGE_REPORT_INTERVAL
-            limiter.record_success()
-            self.failures = 0
+            self.replicas.record_success(limiter, now)
         enough = self.settings.enough
         if left:
             accept_incomplete = request.accept_incomplete or message.startswith("entries")
@@ -376,29 +344,17 @@ class Scheduler:
         return False
 
     def _retry(
-        self, request: SampleRequest, message: str, now: float, at_once: bool = False, unreachable: bool = False
+        self, request: SampleRequest, message: str, now: float, paused: bool = False, unreachable: bool = False
     ) -> None:
         self.usage.count_failure(message)
-        self.failing_since = self.failing_since if self.failures else now
-        self.failures += 1
-        seconds = now - self.failing_since
-        if self.failures >= MIN_FAILURES and seconds > self.settings.patience:  # do not waste the budget
-            hint = "check the server and run the same command again; all stored chains are kept"
-            error = UserError(
-                f"the teacher has not answered for {seconds:.0f} s",
-                code="E-teacher-no-answer",
-                where=", ".join(self.settings.urls),
-                found=f"{self.failures} failures in a row; the last one: {message}",
-                hint=server_errors.crash_hint(self.limiters[0].last_error) or hint,
-            )
+        try:
+            seconds = self.replicas.count_failure(message, now, request.tries, paused=paused)
+        except UserError as error:
             self._stop(error)
-        elif request.tries + 1 >= self.settings.max_tries and not unreachable:
+            return
+        if request.tries + 1 >= self.settings.max_tries and not unreachable:
             self._refuse(request, f"{request.tries + 1} tries; the last one: {message}")
         else:
-            # If a server requested a pause, its limiter is paused, and another replica may take the request at once. The
-            # wait of a request does not grow with each of its failures while other requests succeed.
-            tries = min(request.tries, self.failures - 1)
-            seconds = 0.0 if at_once else backoff_seconds(tries, self.settings.first_backoff, self.rng)
             retry = replace(request, tries=request.tries + (not unreachable))  # unreachable: no request was sent
             heapq.heappush(self.retries, (now + seconds, self.usage.retries, retry))  # usage.retries breaks ties
 

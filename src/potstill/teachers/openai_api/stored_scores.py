@@ -24,10 +24,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -38,13 +36,10 @@ from potstill.records import Chain, Prompt, Turn
 from potstill.storage import ledger, run_folder
 from potstill.storage.scores import KEY_CHARS, ScoreStore
 from potstill.teachers.openai_api import capabilities as probing
-from potstill.teachers.openai_api import response, server_errors
 from potstill.teachers.openai_api.budgeted_client import BudgetedClient
-from potstill.teachers.openai_api.client import Reply
-from potstill.teachers.openai_api.limits import TOKENS_PER_BYTE, AimdLimiter, compute_cost
-from potstill.teachers.openai_api.replicas import Replicas
-from potstill.teachers.openai_api.request import Capabilities, ServerSettings
-from potstill.teachers.openai_api.response import Choice, ResponseBody
+from potstill.teachers.openai_api.limits import TOKENS_PER_BYTE, compute_cost
+from potstill.teachers.openai_api.request import Capabilities
+from potstill.teachers.openai_api.score_requests import ScoreRequests, TextToScore, scoring_context
 from potstill.teachers.openai_api.scoring import (
     CANNOT_SCORE,
     INCONSISTENT_SCORES,
@@ -52,12 +47,10 @@ from potstill.teachers.openai_api.scoring import (
     ScoringMethod,
     build_scoring_request,
     has_next_token,
-    lacks_tokens,
     read_prompt_entries,
-    read_scored_chain,
 )
-from potstill.teachers.openai_api.teacher import open_lookup, parse_capabilities, settings_from_recipe
-from potstill.teachers.openai_api.token_entries import DEFECT_BEYOND_TEXT, Piece, ReaderContext
+from potstill.teachers.openai_api.teacher import open_lookup, settings_from_recipe
+from potstill.teachers.openai_api.token_entries import ReaderContext
 from potstill.teachers.protocol import UsageMeter
 
 VERSION: Final = 1  # of the scores of a text; other versions are other keys
@@ -65,10 +58,6 @@ SCORES_FILE, SERVER_FILE = "scores.jsonl", "scorer.json"
 FIXED: Final = ("model", "top_logprobs", "tokenizer", "served", "bytes", "ids")  # these may not change during a run
 MAX_PROBES: Final = 3  # times that the method is sought, because a fault may hide it
 MAX_END_TEXTS: Final = 3  # texts of up to teacher.max_tokens tokens, to see how the server names the end
-MAX_UNUSABLE: Final = 16  # responses without usable scores of a text, after which the run stops
-MAX_INCOMPLETE: Final = 8  # responses that lack tokens of a text, after which such a response is stored
-INCOMPLETE: Final = "the response lacks tokens of the text"
-NO_ANSWER: Final = "E-teacher-no-answer"
 TOKENIZER_KEY: Final = "teacher.server.tokenizer"
 SAMPLE_TEXT: Final = "The answer is 4."  # tests the method if all texts are empty
 
@@ -114,16 +103,6 @@ def describe_forecast(recipe: Recipe, forecast: ScoringForecast) -> list[str]:
     return lines + ([f"  budget          {', '.join(limits)}"] if limits else [])
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A text to score: its key in the store, the prompt as the model sees it, and its question, for errors."""
-
-    key: str
-    prompt: str
-    text: str
-    question: str
-
-
 class StoredScorer:
     """Scores texts through the server of a recipe's teacher (kind `openai`). A context manager.
 
@@ -158,7 +137,7 @@ class StoredScorer:
         self._store = ScoreStore(folder / SCORES_FILE)
         self._stack = contextlib.ExitStack()
         self._client: tuple[asyncio.Runner, BudgetedClient] | None = None  # None until a text is not stored
-        self._requests: _Requests | None = None  # None until the server was tested
+        self._requests: ScoreRequests | None = None  # None until the server was tested
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._store)
@@ -180,7 +159,7 @@ class StoredScorer:
             self._connect(*texts[0])
         keys = [self._key(prompt, chain.text) for prompt, chain in texts]
         missing = {
-            key: _Text(key, prompt, chain.text, chain.question)
+            key: TextToScore(key, prompt, chain.text, chain.question)
             for key, (prompt, chain) in zip(keys, texts, strict=True)
             if key not in self._store
         }
@@ -210,7 +189,7 @@ class StoredScorer:
 
     # --- The server
 
-    def _connect(self, prompt: str, chain: Chain) -> _Requests:
+    def _connect(self, prompt: str, chain: Chain) -> ScoreRequests:
         """The connection to the server, which is made and tested with one text when it is first needed."""
         if self._requests is not None:
             return self._requests
@@ -222,7 +201,9 @@ class StoredScorer:
             self._server = {**self._fixed, "method": method, "next_token": gives_next_token, "capabilities": row}
             storage.write_json(self.folder / SERVER_FILE, self._server)
         self._check_server({name: getattr(capabilities, name) for name in ("served", "bytes", "ids")})
-        self._requests = _Requests(self.settings, self._server, self._lookup, runner, client, self._store, self.usage)
+        self._requests = ScoreRequests(
+            self.settings, self._server, self._lookup, runner, client, self._store, self.usage
+        )
         return self._requests
 
     def _open_client(self) -> tuple[asyncio.Runner, BudgetedClient]:
@@ -263,7 +244,7 @@ class StoredScorer:
         self, client: BudgetedClient, capabilities: Capabilities, prompt: str, chain: Chain
     ) -> tuple[ScoringMethod, bool]:
         """The method of scoring, and whether the response contains the generated token after the text."""
-        context = _context(self._lookup, capabilities)
+        context = scoring_context(self._lookup, capabilities)
         finder = MethodFinder(client, self.settings, capabilities, context)
         chain = chain if chain.text else Chain.from_text(chain.question, 0, SAMPLE_TEXT, source=chain.source)
         for _ in range(MAX_PROBES - 1):
@@ -301,168 +282,6 @@ class StoredScorer:
                 found="; ".join(changed),
                 hint="use the old model and server again, or give the recipe another name: this run keeps its scores",
             )
-
-
-class _Requests:
-    """Sends the requests for texts to the servers, as many at once as the servers can handle, and stores the scores."""
-
-    def __init__(
-        self,
-        settings: ServerSettings,
-        server: Mapping[str, Any],
-        lookup: Callable[[int, int], Piece] | None,
-        runner: asyncio.Runner,
-        client: BudgetedClient,
-        store: ScoreStore,
-        usage: UsageMeter,
-    ) -> None:
-        """server: the content of SERVER_FILE."""
-        self.settings, self.runner, self.client, self.store, self.usage = settings, runner, client, store, usage
-        self.method: ScoringMethod = server["method"]
-        self.gives_next_token: bool = server["next_token"]
-        self.capabilities = parse_capabilities(server["capabilities"])
-        self.context = _context(lookup, self.capabilities)
-        self.replicas = Replicas(settings, client.warn)
-        self.released = asyncio.Event()  # set when a request ends
-        self.stopped = False  # after an error, no further request is sent
-
-    def score(self, texts: Iterable[_Text]) -> None:
-        """Store the scores of all texts. Raises UserError; then the scores received before are stored."""
-        self.stopped = False
-        try:
-            self.runner.run(self._score_all(deque(texts)))
-        except BaseExceptionGroup as errors:  # of tasks; one error stops all of them
-            raise errors.exceptions[0] from None
-
-    async def _score_all(self, texts: deque[_Text]) -> None:
-        started = time.monotonic()
-        workers = min(len(texts), self.settings.concurrency * len(self.settings.urls))
-        errors: list[UserError] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(self._work(texts, errors))
-        finally:
-            self.usage.seconds += time.monotonic() - started
-        if errors:
-            raise errors[0]
-
-    async def _work(self, texts: deque[_Text], errors: list[UserError]) -> None:
-        """Score texts until none is left or an error stops all workers. Requests in flight may end, because they are
-        billed; if no server answers, they are cancelled."""
-        try:
-            while texts and not self.stopped:
-                await self._score_text(texts.popleft())
-        except UserError as error:
-            if error.code == NO_ANSWER:
-                raise
-            errors.append(error)
-            self.stopped = True
-            self.released.set()
-
-    async def _score_text(self, text: _Text) -> None:
-        settings, tries, unusable, incomplete = self.settings, 0, 0, 0
-        body = build_scoring_request(
-            settings.model, self.capabilities, text.prompt, text.text, k=settings.top_logprobs, method=self.method
-        )
-        while (limiter := await self._wait_for_server()) is not None:
-            started = time.monotonic()
-            limiter.running += 1
-            try:
-                reply = await self.client.send(limiter.url, body, "/completions")
-            finally:
-                limiter.release(started)
-                self.released.set()
-            now = time.monotonic()
-            if reply.body is None:
-                if reply.outcome in ("stop", "refused"):
-                    raise _refusal(reply, text, limiter.url)
-                wait, message = self.replicas.record_failure(limiter, reply, now, started, tries), reply.message
-                tries += reply.outcome != "away"  # away: no request was sent
-            else:
-                error = self._store_scores(text, reply.body, accept_incomplete=incomplete + 1 >= MAX_INCOMPLETE)
-                if error is None:
-                    self.replicas.record_success(limiter, now)
-                    return
-                tries, unusable, message = tries + 1, unusable + 1, error.what
-                incomplete += message == INCOMPLETE
-                if unusable >= MAX_UNUSABLE:
-                    raise error
-                wait = self.replicas.count_failure(message, now, tries)
-            self.usage.count_failure(message)
-            if tries >= settings.max_tries:
-                found = f"{tries} tries; the last one: {message}"
-                hint = server_errors.hint_for(message)
-                raise UserError(
-                    "the teacher does not score a text", code=NO_ANSWER, where=text.question, found=found, hint=hint
-                )
-            await asyncio.sleep(wait)
-
-    async def _wait_for_server(self) -> AimdLimiter | None:
-        """A server that may get a request now; None if an error stopped the requests."""
-        while not self.stopped:
-            now = time.monotonic()
-            if (limiter := self.replicas.find_free(now)) is not None:
-                return limiter
-            self.released.clear()
-            until = self.replicas.next_change(now)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if until is None else max(0.001, until - now)):
-                    await self.released.wait()
-        return None
-
-    def _store_scores(self, text: _Text, body: ResponseBody, *, accept_incomplete: bool) -> UserError | None:
-        """Store the scores in a response; otherwise, the error that says why they are unusable."""
-        served = self.capabilities.served
-        if body.model and served and body.model != served:
-            what, found = "the server names another model", f"{body.model}; the first response named {served}"
-            hint = "serve the old model at all addresses in teacher.server.urls, or give the recipe another name"
-            return UserError(what, code="E-teacher-server-changed", where=text.question, found=found, hint=hint)
-        try:
-            choice = body.choices[0] if body.choices else None
-            if choice is None or self._is_broken(choice, text):
-                what, hint = "the response is not about the text of the request", "look at the server's log"
-                return UserError(what, code=CANNOT_SCORE, where=text.question, found=text.text[:80], hint=hint)
-            scored = read_scored_chain(choice, text.prompt, text.text, self.context)
-            if DEFECT_BEYOND_TEXT in scored.defects:
-                what, hint = "the response scores a longer text", "look at the server's log"
-                return UserError(what, code=CANNOT_SCORE, where=text.question, found=text.text[:80], hint=hint)
-            if not accept_incomplete and self._lacks_values(scored, choice, text):
-                hint = "look at the server's log"
-                return UserError(INCOMPLETE, code=CANNOT_SCORE, where=text.question, found=text.text[:80], hint=hint)
-        except response.DECODE_ERRORS as error:
-            what, hint = "the response cannot be decoded", "look at the server's log"
-            return UserError(what, code=CANNOT_SCORE, where=text.question, found=error, hint=hint)
-        except UserError as error:
-            return error.at(text.question)
-        self.store.append(text.key, scored)
-        self.usage.chains += 1
-        return None
-
-    def _lacks_values(self, scored: Chain, choice: Choice, text: _Text) -> bool:
-        """Whether values of the text, or the token after it, are missing although the server usually gives them."""
-        entries = read_prompt_entries(choice, text.prompt + text.text, self.context)
-        if self.capabilities.whole and lacks_tokens(scored, entries):
-            return True
-        return self.gives_next_token and not has_next_token(entries, text.prompt + text.text)
-
-    def _is_broken(self, choice: Choice, text: _Text) -> bool:
-        """Whether the server broke the response off, or repeats another text."""
-        if response.read_finish_reason(choice.finish_reason) == "broken":
-            return True
-        return self.method == "echo" and not (choice.text or "").startswith(text.prompt + text.text)
-
-
-def _refusal(reply: Reply, text: _Text, url: str) -> UserError:
-    if reply.outcome == "stop":
-        what, code, where = "the teacher's server refuses all requests", "E-teacher-refuses", url
-    else:
-        what, code, where = "the teacher's server refuses to score a text", "E-teacher-refused-request", text.question
-    return UserError(what, code=code, where=where, found=reply.message, hint=server_errors.hint_for(reply.message))
-
-
-def _context(lookup: Callable[[int, int], Piece] | None, capabilities: Capabilities) -> ReaderContext:
-    return ReaderContext("scored", "raw", lookup, frozenset(capabilities.ends))
 
 
 def _as_prompt(text: str) -> Prompt:
