@@ -20,6 +20,7 @@ from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.recipe.teacher import TeacherSection
 from potstill.records import END, Chain, Prompt, Turn
+from potstill.report.model import billed_costs
 from potstill.storage import ledger
 from potstill.teachers.openai_api import stored_scores, teacher
 from potstill.teachers.openai_api.scoring import score_texts
@@ -301,6 +302,23 @@ def test_the_budget_stops_the_run_and_a_larger_one_continues_it(tmp_path: Path, 
     assert usage["money"] == pytest.approx(
         (usage["prompt_tokens"] + 2 * usage["completion_tokens"]) / 1e6 if "money" in limit else 0.0
     )
+
+
+def test_what_scores_cost_is_in_the_runs_total_and_not_in_the_budget_of_sampling(tmp_path: Path) -> None:
+    with ledger.LedgerWriter(ledger.ledger_path(tmp_path)) as writer:
+        writer.record({"requests": 3, "prompt_tokens": 100, "completion_tokens": 50, "money": 0.5})
+    with serving() as server:
+        scored(plan(server.url, budget={"tokens": 5000}), tmp_path, rows(5))
+        requests = len(server.seen)
+    assert ledger.total_usage(tmp_path, "")["prompt_tokens"] == 100, "a budget of sampling does not count scores"
+    total = ledger.total_usage(tmp_path)
+    assert total["prompt_tokens"] + total["completion_tokens"] == 150 + server.billed
+    assert ledger.describe_usage(tmp_path) == (
+        f"{3 + requests} requests, {150 + server.billed} tokens ({round(total['completion_tokens'])} generated), cost 0.5000;"
+        f" {requests} of these requests and {server.billed} tokens for scores of own texts"
+    )
+    rows_of_report = {cost.label: cost.number for cost in billed_costs("train", ledger.scoring_usage(tmp_path))}
+    assert rows_of_report["requests to the teacher's server"] == requests and len(rows_of_report) == 3
 
 
 def test_a_budget_that_does_not_allow_the_probe_sends_nothing(tmp_path: Path) -> None:

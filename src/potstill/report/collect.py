@@ -47,6 +47,7 @@ from potstill.report.model import (
     TaskScore,
     TextComparison,
     TrainingSpeed,
+    billed_costs,
     licence_note,
 )
 from potstill.report.rule_choices import collect_rule_choices
@@ -309,13 +310,8 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
     yield Cost("sample", "chains", sample["chains"])
     if sample["tokens"]:
         yield Cost("sample", "tokens written by the teacher", sample["tokens"])
-    spent = ledger.total_usage(files.run_dir)
-    if spent["requests"]:
-        yield Cost("sample", "requests to the teacher's server", round(spent["requests"]))
-        yield Cost("sample", "prompt tokens billed", round(spent["prompt_tokens"]))
-        yield Cost("sample", "generated tokens billed", round(spent["completion_tokens"]))
-        if spent["money"]:
-            yield Cost("sample", "money, in the currency of teacher.budget.prices", round(spent["money"], 4))
+    scoring = ledger.scoring_usage(files.run_dir)
+    yield from billed_costs("sample", {k: v - scoring[k] for k, v in ledger.total_usage(files.run_dir).items()})
     yield Cost("align", "chains transferred to the student's vocabulary", align["chains"])
     yield Cost("align", "positions with a target", align["positions"])
     yield Cost("train", "steps", len(metrics))
@@ -329,6 +325,7 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
     if replayed in by_format:  # replayed rows come last
         for name, number in sorted(by_format.items(), key=lambda pair: (pair[0] == replayed, pair[0])):
             yield Cost("train", f"of these positions: {name}", number)
+    yield from billed_costs("train", scoring)
     yield Cost("evaluate", "answers on validation", sum(score.n for score in files.validation_scores))
     if files.recipe.on_policy:
         yield Cost("repair", "steps", files.counts("repair")["steps"])

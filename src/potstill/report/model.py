@@ -9,7 +9,7 @@ intervals are 95 % intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -218,6 +218,16 @@ class Cost:
     stage: str
     label: str
     number: int | float
+
+
+def billed_costs(stage: str, usage: Mapping[str, float]) -> Iterator[Cost]:
+    """The rows of what a server has billed in a stage, with the fields of `ledger.USAGE_FIELDS`; none without requests."""
+    if usage["requests"]:
+        yield Cost(stage, "requests to the teacher's server", round(usage["requests"]))
+        yield Cost(stage, "prompt tokens billed", round(usage["prompt_tokens"]))
+        yield Cost(stage, "generated tokens billed", round(usage["completion_tokens"]))
+        if usage["money"]:
+            yield Cost(stage, "money, in the currency of teacher.budget.prices", round(usage["money"], 4))
 
 
 @dataclass(frozen=True, slots=True)

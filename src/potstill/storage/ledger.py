@@ -27,7 +27,8 @@ from potstill.errors import UserError
 from potstill.storage import atomic, read, run_folder
 from potstill.storage.segments import UNSHARDED, Shard
 
-SCORES: Final = "+scores"  # a source that scores texts in training; no name in a recipe begins with +
+# A source that scores texts in training; several have longer names. No name in a recipe begins with +.
+SCORES: Final = "+scores"
 USAGE_FIELDS: Final[tuple[str, ...]] = ("requests", "prompt_tokens", "completion_tokens", "money")
 
 
@@ -100,14 +101,25 @@ def total_usage(run_dir: Path, source: str | None = None) -> dict[str, float]:
     return _sum_usage(_ledger_usage(path) for path in ledger_paths(run_dir, source))
 
 
+def scoring_usage(run_dir: Path) -> dict[str, float]:
+    """The part of `total_usage` that scored texts in training: of the sources whose names begin with SCORES."""
+    return _sum_usage(
+        _ledger_usage(path) for path in ledger_paths(run_dir) if path.stem.partition("@")[2].startswith(SCORES)
+    )
+
+
 def describe_usage(run_dir: Path) -> str:
-    """The requests, tokens and cost of a run, as a phrase."""
-    usage = total_usage(run_dir)
+    """The requests, tokens and cost of a run, as a phrase. Requests for scores in training are also counted alone."""
+    usage, scoring = total_usage(run_dir), scoring_usage(run_dir)
     if not any(usage.values()):
         return "no requests"
     prompt, completion = (round(usage[name]) for name in ("prompt_tokens", "completion_tokens"))
     money = f", cost {usage['money']:.4f}" if usage["money"] else ", no prices given"
-    return f"{round(usage['requests'])} requests, {prompt + completion} tokens ({completion} generated){money}"
+    text = f"{round(usage['requests'])} requests, {prompt + completion} tokens ({completion} generated){money}"
+    if not any(scoring.values()):
+        return text
+    tokens = round(scoring["prompt_tokens"] + scoring["completion_tokens"])
+    return f"{text}; {round(scoring['requests'])} of these requests and {tokens} tokens for scores of own texts"
 
 
 def billed_result_ids(run_dir: Path) -> set[str]:
