@@ -70,7 +70,7 @@ def read_status(run_dir: Path) -> RunStatus:
     unfinished = [name for name in names if not (run_dir / name / manifest.MANIFEST_FILE).exists()]
     processes = tuple(run_folder.working_processes(run_dir)) if unfinished else ()
     stages = tuple(_read_stage(run_dir, recipe, name, running=bool(processes)) for name in names)
-    budgets = [source.teacher.budget for source in recipe.sources.values() if source.teacher.kind == "openai"]
+    budgets = [source.teacher.budget for source in recipe.sources.values() if source.teacher.is_billed]
     return RunStatus(
         run_dir=str(run_dir),
         name=recipe.name,

@@ -3,6 +3,7 @@ everything that the server bills is counted."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -14,6 +15,7 @@ import pytest
 
 import scoring_stub
 import stub
+import tiny
 from crashing import Crash, crash
 from fork_server import start
 from potstill.errors import UserError
@@ -21,7 +23,7 @@ from potstill.recipe import Recipe
 from potstill.recipe.teacher import TeacherSection
 from potstill.records import END, Chain, Prompt, Turn
 from potstill.report.model import billed_costs
-from potstill.storage import ledger
+from potstill.storage import ledger, parquet, segments
 from potstill.teachers.openai_api import stored_scores, teacher
 from potstill.teachers.openai_api.scoring import score_texts
 from potstill.teachers.openai_api.stored_scores import StoredScorer
@@ -344,6 +346,62 @@ def test_the_forecast_is_what_is_billed(tmp_path: Path) -> None:
     assert 0.9 * server.billed < forecast.prompt_tokens + 100 < 3 * server.billed
     lines = "\n".join(stored_scores.describe_forecast(recipe, forecast))
     assert "100 texts" in lines and f"{forecast.money:.2f}" in lines
+
+
+# --- teacher.score -----------------------------------------------------------------------------------------------------
+
+
+def human(folder: Path, url: str, *keys: str) -> tuple[str, ...]:
+    """A recipe of 16 solutions that the server scores."""
+    questions = folder / "sums.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in tiny.rows("sums", 40)))
+    teacher = (
+        f"teacher={{kind: human, top_logprobs: 3, score: {{kind: openai, model: m}}, server: {{urls: ['{url}']}}}}"
+    )
+    return f"sets.sums.file={questions}", teacher, "teacher.server.concurrency=2", *keys
+
+
+@pytest.mark.parametrize("spent", ["stop", "seal"])
+@pytest.mark.parametrize("key", ["tokens", "money"])
+def test_the_scores_of_existing_chains_keep_the_budget(world: Path, tmp_path: Path, key: str, spent: str) -> None:
+    run, priced = tmp_path / "run", "teacher.budget.prices={prompt: 1.0, completion: 1.0}"
+    with serving() as server:
+        tiny.make(world, tmp_path / "whole", *human(tmp_path, server.url, priced), until="sample")
+        whole, texts = server.billed, parquet.count_rows(tmp_path / "whole" / "sample" / "chains.parquet")
+        limit = whole - 20 if key == "tokens" else (whole - 20) / 1e6
+        limited = human(tmp_path, server.url, priced, f"teacher.budget.{key}={limit}", f"teacher.budget.spent={spent}")
+        if spent == "seal":
+            tiny.make(world, run, *limited, until="sample")
+        else:
+            with pytest.raises(UserError, match=r"teacher\.budget(.|\n)*E-teacher-budget-spent"):
+                tiny.make(world, run, *limited, until="sample")
+        billed = server.billed - whole
+        assert 0 < billed < whole and total(run) == billed
+        assert ledger.total_usage(run)["money"] == pytest.approx(billed / 1e6)
+        if spent == "stop":
+            stored, requests = len(segments.stored_keys(segments.segment_paths(run / "sample"))), len(server.seen)
+            tiny.make(world, run, *human(tmp_path, server.url, priced), until="sample")
+            assert total(run) == server.billed - whole
+            after = [body["prompt"] for body in server.seen[requests:] if body.get("prompt_logprobs")]
+            assert len(after) <= texts - stored + 2, "stored chains are not scored again; two requests test the method"
+    chains = list(parquet.read_chains(run / "sample" / "chains.parquet"))
+    assert len(chains) == len({chain.key for chain in chains}) and (len(chains) == texts) == (spent == "stop")
+    assert chains and all(len(step) == 3 for chain in chains for step in chain.candidates)
+
+
+def test_failed_requests_for_scores_of_existing_chains_are_counted(world: Path, tmp_path: Path) -> None:
+    kinds = ("half a body", "malformed", "broken off", "500")
+    with serving(faults=0.1, kinds=kinds) as server:
+        run = tiny.make(
+            world, tmp_path / "run", *human(tmp_path, server.url, "teacher.server.patience=60"), until="sample"
+        )
+    assert parquet.count_rows(run / "sample" / "chains.parquet") > 6
+    assert total(run) >= server.billed + server.billed_otherwise
+
+
+def total(folder: Path) -> float:
+    usage = ledger.total_usage(folder)
+    return usage["prompt_tokens"] + usage["completion_tokens"]
 
 
 # --- crashes ---------------------------------------------------------------------------------------------------------

@@ -195,7 +195,8 @@ def _check_batch_options(recipe: Recipe, shard: Shard | None) -> None:
         what, found = "batch files are for recipes with one teacher", f"teachers: {', '.join(recipe.teachers)}"
         hint = "sample the paid teacher in a run of its own, then write teachers.NAME: {kind: replay, chains: FILE}"
         raise UserError(what, code="E-cli-batch-teachers", where="teachers", found=found, hint=hint)
-    if not teachers.from_recipe(recipe).metered:
+    teacher = teachers.from_recipe(recipe)
+    if not (teacher.metered and teacher.generates):
         what, found = "this teacher is not behind a server", recipe.teacher.kind
         hint = "batch files need a teacher of the kind openai"
         raise UserError(what, code="E-cli-batch-teacher", where="teacher.kind", found=found, hint=hint)

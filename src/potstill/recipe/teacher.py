@@ -208,7 +208,7 @@ KINDS: Final[dict[str, Kind]] = {
 # Kind of `teacher.score` -> keys that the scorer reads, besides the keys of its own section.
 SCORER_READS: Final[dict[str, tuple[str, ...]]] = {
     "local": (*_CHAT, "prompt", "prompt_style", "top_logprobs", "batch_tokens", "trust_remote_code"),
-    "openai": ("prompt", "prompt_style", "top_logprobs", "server"),
+    "openai": ("prompt", "prompt_style", "top_logprobs", "server", "budget"),
 }
 INPUT_FILE: Final[dict[str, Any]] = {
     "format": "path"
@@ -315,7 +315,7 @@ class TeacherSection(Section):
     @model_validator(mode="after")
     def _complete(self) -> TeacherSection:
         if self.chat_template_kwargs is not None or self.system_prompt is not None:
-            if self.kind == "openai" or (self.score is not None and self.score.kind == "openai"):
+            if self.is_billed:
                 instead = "write them as server.extra: {chat_template_kwargs: ...} and server.system"
                 refuse(
                     "E-recipe-chat-settings", f"chat_template_kwargs and system_prompt are for local models: {instead}"
@@ -335,6 +335,11 @@ class TeacherSection(Section):
             if getattr(self, name) is None:
                 refuse("E-recipe-teacher-incomplete", f"the kind {self.kind} needs {name}", hint=f"add teacher.{name}")
         return self
+
+    @property
+    def is_billed(self) -> bool:
+        """Whether a server writes or scores the chains."""
+        return self.kind == "openai" or (self.score is not None and self.score.kind == "openai")
 
     @property
     def label(self) -> str:

@@ -313,6 +313,7 @@ class _Sampling:
             return
         with ledger.LedgerWriter(ledger.ledger_path(self.run_dir, shard, self.source)) as writer:
             usage.on_reserve = writer.reserve
+            usage.on_settle = lambda: writer.record(usage.spent())
             try:
                 yield lambda: writer.record(usage.spent())
             finally:

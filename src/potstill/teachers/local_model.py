@@ -114,7 +114,9 @@ class LocalModel(Scorer):
             chat=chat,
         )
 
-    def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
+    def score(
+        self, questions: Sequence[Question], batches: Iterable[list[Chain]], state: SamplingState | None = None
+    ) -> Iterator[list[Chain]]:
         teacher = self.recipe.teacher
         engine = inference.open_engine(
             self.folder, trust_remote_code=teacher.trust_remote_code, chat_template=self._chat_settings

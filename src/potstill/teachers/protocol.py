@@ -46,6 +46,7 @@ class UsageMeter:
     before      usage of earlier processes of the run
     settled     usage before the budget was split among shards
     on_reserve  function that is called before a request is sent if the reserved tokens or money reach a new maximum
+    on_settle   function that is called after the cost of a request that scores a text was added
 
     >>> totals = {"chains": 200, "completion_tokens": 24000, "right": 120, "graded": 200, "money": 0.5}
     >>> UsageMeter(**totals, seconds=60.0, concurrency=16).progress_note()
@@ -67,6 +68,7 @@ class UsageMeter:
     before: dict[str, float] = field(default_factory=dict)
     settled: dict[str, float] = field(default_factory=dict)
     on_reserve: Callable[[float, float], None] = field(default=lambda tokens, money: None, repr=False)
+    on_settle: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def count_failure(self, message: str) -> None:
         """Count a failed request under its message. Long numbers in the message are replaced, so that messages repeat."""
@@ -96,7 +98,9 @@ class UsageMeter:
         return {name: getattr(self, name) for name in names}
 
     def as_json(self) -> dict[str, Any]:
-        names = [item.name for item in fields(self) if item.name not in ("before", "settled", "on_reserve")]
+        names = [
+            item.name for item in fields(self) if item.name not in ("before", "settled", "on_reserve", "on_settle")
+        ]
         row = {name: getattr(self, name) for name in names}
         return row | {"seconds": round(self.seconds, 3), "money": round(self.money, 6)}
 
@@ -201,14 +205,14 @@ class Teacher(Protocol):
 
     Methods without `abstractmethod` have defaults for a teacher that costs nothing and depends on no model.
 
-    metered              whether a server bills the chains; the run then keeps a ledger and supports batch files
+    metered              whether a server bills the chains or their scores; the run then keeps a ledger
     generates            whether the chains are generated on request, from prompts
     right_by_definition  whether every chain has the right answer
     samples_per_request  maximum number of chains that are generated and stored together
     is_one_of_several    whether the recipe has other teachers, too; then all of its chains have its name as their source
     """
 
-    metered: ClassVar[bool] = False
+    metered: bool = False
     generates: ClassVar[bool] = False
     right_by_definition: bool = False
     samples_per_request: int = 1
@@ -351,8 +355,13 @@ class Teacher(Protocol):
 class Scorer(Teacher, Protocol):
     """A teacher that also assigns log-probabilities to the tokens of existing chains (`teacher.score`)."""
 
-    def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
-        """The batches of chains with unchanged texts and keys, and with the tokens and log-probabilities of this model."""
+    def score(
+        self, questions: Sequence[Question], batches: Iterable[list[Chain]], state: SamplingState | None = None
+    ) -> Iterator[list[Chain]]:
+        """The batches of chains with unchanged texts and keys, and with the tokens and log-probabilities of this model.
+
+        A scorer that is billed for each chain leaves out the chains that `state` has stored.
+        """
         ...
 
 
@@ -360,10 +369,12 @@ class TextTeacher(Teacher, Protocol):
     """A teacher whose chains already exist as texts. A scorer may add log-probabilities to them."""
 
     scorer: Scorer | None
+    metered: bool = False  # whether the scorer is
 
     def __init__(self, recipe: Recipe, scorer: Scorer | None = None) -> None:
         super().__init__(recipe)
         self.scorer = scorer
+        self.metered = scorer is not None and scorer.metered
 
     @abstractmethod
     def read_chains(
@@ -377,7 +388,7 @@ class TextTeacher(Teacher, Protocol):
         shard, batches = state.shard, self.read_chains(questions, state.other_questions)
         batches = (batch for number, batch in enumerate(batches) if number % shard.count == shard.number - 1)
         batches = (batch for batch in batches if not all(chain.key in state.stored for chain in batch))
-        return batches if self.scorer is None else self.scorer.score(questions, batches)
+        return batches if self.scorer is None else self.scorer.score(questions, batches, state)
 
     def inputs(self) -> dict[str, str]:
         return super().inputs() | ({} if self.scorer is None else self.scorer.inputs())

@@ -10,7 +10,7 @@ row for each response, so a killed process has no other cost than the reservatio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,14 +23,11 @@ from potstill.teachers.protocol import UsageMeter
 
 
 class BudgetedClient(Client):
-    """A client for requests of /completions with one prompt.
+    """A client for requests of /completions with one prompt. The cost of each request is added to `usage`."""
 
-    record  is called after the cost of each request was added to `usage`
-    """
-
-    def __init__(self, settings: ServerSettings, usage: UsageMeter, record: Callable[[], None]) -> None:
+    def __init__(self, settings: ServerSettings, usage: UsageMeter) -> None:
         super().__init__(settings)
-        self.usage, self.record = usage, record
+        self.usage = usage
         self.budget = Budget(replace(settings, max_tokens=1), usage)
         self._in_flight = 0
         self._settled = asyncio.Event()
@@ -54,7 +51,7 @@ class BudgetedClient(Client):
             self._in_flight -= 1
             self.usage.requests += 1
             self.budget.settle(reservation, prompt, texts, _without_prompt(reply, body))
-            self.record()
+            self.usage.on_settle()
             self._settled.set()
         return reply
 

@@ -37,7 +37,8 @@ from potstill.teachers.openai_api.request import ServerSettings
 from potstill.teachers.openai_api.response import Choice, ResponseBody, Usage, message_texts
 from potstill.teachers.protocol import UsageMeter
 
-__all__ = ["AimdLimiter", "Budget", "Prompt", "Turn"]
+__all__ = ["BUDGET_SPENT", "AimdLimiter", "Budget", "Prompt", "Turn"]
+BUDGET_SPENT: Final = "E-teacher-budget-spent"
 INITIAL_LIMIT: Final = 4.0  # concurrent requests at the start; a quarter of the maximum if that is larger
 MAX_BACKOFF: Final = 30.0  # maximum seconds between two tries, unless the server requests more
 FAILURES_UNTIL_DOWN: Final = 16  # failures in a row after which a server counts as down
@@ -211,7 +212,7 @@ class Budget:
         seal = ", or set teacher.budget.spent to seal to continue with the stored chains" if may_seal else ""
         return UserError(
             "the budget is spent: one more request could exceed it",
-            code="E-teacher-budget-spent",
+            code=BUDGET_SPENT,
             where=f"teacher.budget.{key}",
             found=f"{spent:g} of {limit:g}{part}",
             hint=f"raise the budget{seal}; then run the same command again",

@@ -5,7 +5,8 @@
 >>> first = replicas.find_free(now=0.0); first.running += 1
 >>> first.url, replicas.find_free(now=0.0).url
 ('http://a/v1', 'http://b/v1')
->>> _ = replicas.record_failure(first, Reply("busy", message="HTTP 503", retry_after=9.0), now=1.0, started=0.0, tries=0)
+>>> busy = Reply("busy", message="HTTP 503", retry_after=9.0)
+>>> replicas.record_failure(first, busy, now=1.0, started=0.0)
 >>> replicas.find_free(now=1.0).url, replicas.next_change(now=1.0)
 ('http://b/v1', 10.0)
 """

@@ -12,6 +12,7 @@ alternatives give the probability of the end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
@@ -23,6 +24,7 @@ from typing import Any, Final, Literal
 from potstill.errors import UserError
 from potstill.records import END, Chain
 from potstill.teachers.openai_api import chain_reader
+from potstill.teachers.openai_api.budgeted_client import BudgetedClient
 from potstill.teachers.openai_api.client import Client
 from potstill.teachers.openai_api.limits import backoff_seconds
 from potstill.teachers.openai_api.request import REQUEST_IDS, Capabilities, ServerSettings
@@ -36,6 +38,7 @@ from potstill.teachers.openai_api.token_entries import (
     TokenEntry,
     read_entries,
 )
+from potstill.teachers.protocol import UsageMeter
 
 ScoringMethod = Literal["prompt_logprobs", "echo"]
 SCORING_METHODS: Final[tuple[ScoringMethod, ...]] = ("prompt_logprobs", "echo")
@@ -172,16 +175,19 @@ def score_texts(
     rows: Iterable[tuple[str, Chain]],
     *,
     method: ScoringMethod | None = None,
+    usage: UsageMeter | None = None,
 ) -> Iterator[Chain]:
     """Existing chains with the server's log-probabilities, in the order of `rows`.
 
     rows    pairs of the prompt as the model sees it, and the chain. A chain keeps its key and its stop reason
     method  how the server scores; None: test the methods with the first row
-    Keeps `settings.concurrency` requests in flight. Raises UserError if the server cannot score, or does not answer.
+    usage   the cost of the requests is added to it, and the budget of `settings` is kept; None: no budget
+    Keeps `settings.concurrency` requests in flight. Raises UserError if the server cannot score, or does not answer, or if
+    the budget is spent; before that, it returns the chains of all requests in flight that succeed.
     """
     pending: deque[asyncio.Task[Chain]] = deque()
     with asyncio.Runner() as runner:
-        client = Client(settings)
+        client = Client(settings) if usage is None else BudgetedClient(settings, usage)
         scorer = MethodFinder(client, settings, capabilities, context)
         try:
             for prompt, chain in rows:
@@ -192,6 +198,11 @@ def score_texts(
                     yield runner.run(_result_of(pending.popleft()))
             while pending:
                 yield runner.run(_result_of(pending.popleft()))
+        except UserError:
+            while pending:  # the server bills the requests in flight
+                with contextlib.suppress(UserError):
+                    yield runner.run(_result_of(pending.popleft()))
+            raise
         finally:
             for task in pending:
                 task.cancel()

@@ -212,10 +212,11 @@ class StoredScorer:
             path = ledger.ledger_path(self.run_dir, source=self.source)
             writer = self._stack.enter_context(ledger.LedgerWriter(path))
             self.usage.on_reserve = writer.reserve
+            self.usage.on_settle = lambda: writer.record(self.usage.spent())
             self.usage.before = ledger.total_usage(self.run_dir, self.source)
             self._stack.callback(lambda: run_folder.append_log(self.run_dir, "scored", **self.usage.as_json()))
             runner = self._stack.enter_context(asyncio.Runner())
-            client = BudgetedClient(self.settings, self.usage, lambda: writer.record(self.usage.spent()))
+            client = BudgetedClient(self.settings, self.usage)
             self._stack.callback(lambda: runner.run(client.close()))
             self._client = runner, client
         return self._client

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from potstill.storage.segments import Shard
 from potstill.teachers.openai_api import capabilities as probing
 from potstill.teachers.openai_api.batch_api import Batch, FailedResults, run_tag
 from potstill.teachers.openai_api.client import Client, Reply, read_api_key
-from potstill.teachers.openai_api.limits import Budget, compute_cost, estimate_tokens
+from potstill.teachers.openai_api.limits import BUDGET_SPENT, Budget, compute_cost, estimate_tokens
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings, iter_requests
 from potstill.teachers.openai_api.scheduler import Scheduler
 from potstill.teachers.openai_api.scoring import score_texts
@@ -100,6 +101,7 @@ class OpenAITeacher(Scorer):
             max_tokens = body.get("max_tokens", probing.PROBE_MAX_TOKENS)
             budget = Budget(dataclasses.replace(settings, max_tokens=max_tokens), usage)
             budget.settle((0.0, 0.0), prompt, body.get("n", 1), reply)
+            usage.on_settle()
 
         async def run() -> Capabilities:
             client = Client(settings)
@@ -161,26 +163,43 @@ class OpenAITeacher(Scorer):
 
     # --- Scoring
 
-    def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
-        settings, build_prompt = self.settings, self.prompt_builder()
+    def score(
+        self, questions: Sequence[Question], batches: Iterable[list[Chain]], state: SamplingState | None = None
+    ) -> Iterator[list[Chain]]:
+        state = state or SamplingState()
+        settings, build_prompt, usage = self._split_settings(state), self.prompt_builder(), state.usage
         by_id = {question.id: question for question in questions}
-        capabilities, sizes = self._probe(settings, questions[0], UsageMeter()), deque[int]()
-        context = ReaderContext("scored", "raw", open_lookup(self.recipe), frozenset(capabilities.ends))
+        missing = ([chain for chain in batch if chain.key not in state.stored] for batch in batches)
+        if (first := next((batch for batch in missing if batch), None)) is None:
+            return
+        sizes = deque[int]()
 
         def rows() -> Iterator[tuple[str, Chain]]:
-            for batch in batches:
+            for batch in filter(None, itertools.chain([first], missing)):
                 sizes.append(len(batch))
                 for chain in batch:
                     prompt = build_prompt(by_id[chain.question])
                     yield prompt.plain + prompt.lead, chain
 
         scored: list[Chain] = []
-        for chain in score_texts(settings, capabilities, context, rows()):
-            scored.append(chain)
-            if len(scored) == sizes[0]:
-                sizes.popleft()
+        try:
+            budget = Budget(dataclasses.replace(settings, max_tokens=1), usage)
+            if not budget.allows_probe(build_prompt(questions[0]), 1, probing.PROBE_REQUESTS, probing.PROBE_MAX_TOKENS):
+                raise budget.spent_error()
+            capabilities = self._probe(settings, questions[0], usage)
+            context = ReaderContext("scored", "raw", open_lookup(self.recipe), frozenset(capabilities.ends))
+            for chain in score_texts(settings, capabilities, context, rows(), usage=usage):
+                scored.append(chain)
+                usage.chains += 1
+                if len(scored) == sizes[0]:
+                    sizes.popleft()
+                    yield scored
+                    scored = []
+        except UserError as error:
+            if scored:
                 yield scored
-                scored = []
+            if error.code != BUDGET_SPENT or settings.spent == "stop":
+                raise
 
     # --- Identity, checks, forecasts
 
