@@ -30,6 +30,7 @@ Part = Literal["all", "digits", "line starts", "unknown", "rewritten"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 POSITION_KINDS: Final[tuple[TargetKind, ...]] = get_args(TargetKind)
 WHOLE_TOKEN_KINDS: Final = ("same", "merged")  # kinds of positions on whole teacher tokens
+COUNTERS: Final = ("chains", "hard_chains", "bare_chains", "promised", "soft", "_steps", "_shown")
 MAX_LISTED_CHARACTERS: Final = 20  # unknown characters that a manifest lists with their counts
 _DIGIT: Final = re.compile(rb"[0-9]")
 _LINE_START: Final = re.compile(rb"(?:\A|\n)\s*(?=\S)")
@@ -88,6 +89,23 @@ class Coverage:
                 if position in positions:
                     self._positions[part, kind] += 1
                     self._mass[part, kind] += mass
+
+    def counts(self) -> dict[str, Any]:
+        """All counts as plain JSON, for `add_counts`."""
+        return {
+            "counters": [getattr(self, name) for name in COUNTERS],
+            "unknown characters": dict(self.unknown_characters),
+            "positions": [[*key, count, self._mass[key]] for key, count in self._positions.items()],
+        }
+
+    def add_counts(self, counts: Mapping[str, Any]) -> None:
+        """Add the counts of other targets, as `counts` returns them."""
+        for name, value in zip(COUNTERS, counts["counters"], strict=True):
+            setattr(self, name, getattr(self, name) + value)
+        self.unknown_characters.update(counts["unknown characters"])
+        for part, kind, count, mass in counts["positions"]:
+            self._positions[part, kind] += count
+            self._mass[part, kind] += mass
 
     @property
     def share(self) -> float | None:

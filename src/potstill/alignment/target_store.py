@@ -38,9 +38,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -57,7 +58,16 @@ ARRAY_NAMES: Final = (
     *("starts", "candidate_starts", "texts", "keys"),
 )
 ORIGIN_FILE: Final = "about.json"
-CONCATENATE_EVERY: Final = 1 << 14  # targets; many small arrays would take more memory than one large array
+BLOCK_TARGETS: Final = 1 << 14  # many small arrays would take more memory than one large array
+# The columns of `pack_block` with their types.
+BLOCK_COLUMNS: Final = {
+    "ids": np.uint32,
+    "marks": np.uint16,
+    "candidate_ids": np.uint32,
+    "units": np.uint16,
+    "tokens": np.int64,
+    "candidates": np.int64,
+}
 ChainKey = tuple[str, str, int]
 
 
@@ -90,24 +100,51 @@ def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0
 
     Raises UserError for two targets with the same key, and for a position with more than 10,921 candidates.
     """
-    digests: dict[ChainKey, int] = {}
-    # ids, marks, candidate ids, units; tokens and candidates of each target
-    dtypes = (np.uint32, np.uint16, np.uint32, np.uint16, np.int64, np.int64)
-    columns: list[list[np.ndarray]] = [[np.zeros(0, dtype)] for dtype in dtypes]
+    rest = iter(targets)
+    blocks = iter(lambda: list(islice(rest, BLOCK_TARGETS)), [])
+    return join_blocks(pack_block(block, threshold) for block in blocks)
+
+
+def pack_block(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dict[str, np.ndarray]:
+    """A part of the targets as arrays, which `join_blocks` joins. The arguments are those of `pack_targets`.
+
+    ids [tokens] uint32, marks [tokens] uint16, candidate_ids [candidates] uint32, units [candidates] uint16, tokens and
+    candidates [targets] int64 (their numbers), texts [targets] uint64, keys [bytes] uint8
+    """
+    keys: list[ChainKey] = []
+    texts: list[int] = []
+    columns: list[list[np.ndarray]] = [[np.zeros(0, dtype)] for dtype in BLOCK_COLUMNS.values()]
     for chain, target in targets:
-        if chain.key in digests:
-            raise UserError(
-                "two targets have the same key",
-                code="E-align-duplicate-key",
-                where=chain.key,
-                hint="drop one of the chains",
-            )
-        digests[chain.key] = chain_digest(chain)
+        keys.append(chain.key)
+        texts.append(chain_digest(chain))
         for column, array in zip(columns, _pack_target(chain.key, target, threshold), strict=True):
             column.append(array)
-        if len(digests) % CONCATENATE_EVERY == 0:
-            columns = [[np.concatenate(column)] for column in columns]
-    ids, marks, candidate_ids, units, lengths, stored = map(np.concatenate, columns)
+    return {
+        **dict(zip(BLOCK_COLUMNS, map(np.concatenate, columns), strict=True)),
+        "texts": np.array(texts, np.uint64),
+        "keys": _encode_keys(keys),
+    }
+
+
+def join_blocks(blocks: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of all targets, from the arrays of `pack_block` in the order of the targets.
+
+    Raises UserError for two targets with the same key.
+    """
+    columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, dtype)] for name, dtype in BLOCK_COLUMNS.items()}
+    texts = [np.zeros(0, np.uint64)]
+    keys: dict[ChainKey, None] = {}
+    for block in blocks:
+        for question, source, index in json.loads(block["keys"].tobytes()):
+            key = (question, source, index)
+            if key in keys:
+                hint = "drop one of the chains"
+                raise UserError("two targets have the same key", code="E-align-duplicate-key", where=key, hint=hint)
+            keys[key] = None
+        texts.append(block["texts"])
+        for name, column in columns.items():
+            column.append(block[name])
+    ids, marks, candidate_ids, units, tokens, candidates = map(np.concatenate, columns.values())
     id_dtype, used = np.uint16, np.zeros(0, np.uint32)
     if max(ids.max(initial=0), candidate_ids.max(initial=0)) >= 2**16:
         distinct = np.union1d(ids, candidate_ids)  # texts of one task use a small part of a large vocabulary
@@ -116,18 +153,21 @@ def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0
             ids, candidate_ids = np.searchsorted(used, ids), np.searchsorted(used, candidate_ids)
         else:
             id_dtype = np.uint32
-    keys = json.dumps(list(digests), ensure_ascii=False, separators=(",", ":")).encode()
     return {
         "ids": ids.astype(id_dtype),
         "marks": marks.astype(np.uint8 if marks.max(initial=0) < 2**8 else np.uint16),
         "candidate_ids": candidate_ids.astype(id_dtype),
         "probabilities": units,
         "used": used,
-        "starts": _start_offsets(lengths),
-        "candidate_starts": _start_offsets(stored),
-        "texts": np.array(list(digests.values()), np.uint64),
-        "keys": np.frombuffer(keys, np.uint8),
+        "starts": _start_offsets(tokens),
+        "candidate_starts": _start_offsets(candidates),
+        "texts": np.concatenate(texts),
+        "keys": _encode_keys(list(keys)),
     }
+
+
+def _encode_keys(keys: list[ChainKey]) -> np.ndarray:
+    return np.frombuffer(json.dumps(keys, ensure_ascii=False, separators=(",", ":")).encode(), np.uint8)
 
 
 def chain_digest(chain: Chain) -> int:

@@ -120,7 +120,7 @@ class Completions:
 
         first    whether the pre-token begins the text
         teacher  the teacher's pre-tokens; pre-tokens that its tokenizer would split differently do not count
-        least    all continuations with at least this share are returned, and perhaps others
+        least    only continuations with at least this share are returned, whatever was asked for before
         """
         self._open(question)
         key = before, token, first, teacher
@@ -142,7 +142,10 @@ class Completions:
                 eos = self.pre_tokens.encoder.vocabulary.eos if ended else None
                 tokens = self.pre_tokens.tokens(pre_token, first)
                 written.append((tokens if eos is None else (*tokens, eos), share))
-        return written
+        known = len(written)
+        while known and written[known - 1][1] < least:  # an earlier call had a lower least share
+            known -= 1
+        return written if known == len(written) else written[:known]
 
     def steps(self, chain: Chain) -> Sequence[StepProbabilities]:
         """The probabilities of the outcomes at each step of a chain."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -107,7 +107,10 @@ def _list_array(lengths: Sequence[int], values: pyarrow.Array) -> pyarrow.Array:
 
 
 def chains_from_table(table: pyarrow.Table) -> Iterator[Chain]:
-    """The chains of a table with the columns of `chain_schema`, in the order of the table."""
+    """The chains of a table with the columns of `chain_schema`, in the order of the table.
+
+    If the table lacks the column of candidates, the chains have none.
+    """
     for start in range(0, table.num_rows, CHUNK_CHAINS):
         part = table.slice(start, CHUNK_CHAINS).combine_chunks()
         column: Callable[[str], Any] = lambda name, part=part: part[name].combine_chunks()  # noqa: E731
@@ -115,7 +118,9 @@ def chains_from_table(table: pyarrow.Table) -> Iterator[Chain]:
         spans = _read_lists(
             column("spans"), lambda values: list(map(tuple, values.flatten().to_numpy().reshape(-1, 2).tolist()))
         )
-        candidates = _read_lists(column("candidates"), lambda steps: _read_lists(steps, _read_candidates))
+        candidates: list[tuple[Any, ...]] = [()] * part.num_rows
+        if "candidates" in part.column_names:
+            candidates = _read_lists(column("candidates"), lambda steps: _read_lists(steps, _read_candidates))
         for fields in zip(*(part[name].to_pylist() for name in PLAIN_FIELDS), tokens, spans, candidates, strict=True):
             question, source, index, content, stop, semantics, defects, token, span, steps = fields
             yield Chain(question, source, index, content, token, span, steps, stop, semantics, tuple(defects or ()))
@@ -145,15 +150,20 @@ def write_chains(path: Path, chains: Iterable[Chain]) -> None:
     _write_groups(path, _chain_groups(chains), build_chain_table, chain_schema())
 
 
-def read_chains(path: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
+def read_chains(path: Path, questions: Collection[str] | None = None, *, candidates: bool = True) -> Iterator[Chain]:
     """The chains of a file that `write_chains` wrote.
 
-    questions  yield only chains of these questions; row groups that cannot contain them are not read
+    questions   yield only chains of these questions; what cannot contain them is not read
+    candidates  whether to read the candidates, which take most of the time
     """
-    for group in _read_groups(path, chain_schema().names, questions):
-        for chain in chains_from_table(group):
-            if questions is None or chain.question in questions:
-                yield chain
+    import pyarrow
+
+    names = [name for name in chain_schema().names if candidates or name != "candidates"]
+    for group in _read_groups(path, names, questions):
+        if questions is not None:
+            wanted = [name in questions for name in group["question"].to_pylist()]
+            group = group if all(wanted) else group.filter(pyarrow.array(wanted, pyarrow.bool_()))
+        yield from chains_from_table(group)
 
 
 def read_chain_sources(path: Path) -> dict[str, Semantics]:
@@ -175,6 +185,14 @@ def count_source_tokens(path: Path) -> dict[str, int]:
         for source, length in zip(group["source"].to_pylist(), lengths, strict=True):
             tokens[source] += length
     return dict(tokens)
+
+
+def count_question_chains(path: Path) -> dict[str, int]:
+    """Question -> its number of chains, in the order of a file of chains."""
+    counts = Counter[str]()
+    for group in _read_groups(path, ["question"]):
+        counts.update(group["question"].to_pylist())
+    return dict(counts)
 
 
 def has_stored_chains(folder: Path) -> bool:
@@ -259,10 +277,15 @@ def read_verdicts(path: Path) -> Iterator[tuple[ChainKey, Verdict]]:
             yield (question, source, index), Verdict(*verdict)
 
 
-def chains_with_verdicts(chains: Path, verdicts: Path) -> Iterator[tuple[Chain, Verdict]]:
-    """Every chain with its verdict. Raises UserError if the files do not belong together."""
-    rows = read_verdicts(verdicts)
-    for chain in read_chains(chains):
+def chains_with_verdicts(
+    chains: Path, verdicts: Path, questions: Collection[str] | None = None, *, candidates: bool = True
+) -> Iterator[tuple[Chain, Verdict]]:
+    """Every chain with its verdict. Raises UserError if the files do not belong together.
+
+    questions, candidates  see `read_chains`
+    """
+    rows = (row for row in read_verdicts(verdicts) if questions is None or row[0][0] in questions)
+    for chain in read_chains(chains, questions, candidates=candidates):
         key, verdict = next(rows, (None, None))
         if key != chain.key or verdict is None:
             what, found = "the verdicts do not belong to the chains", f"verdict of {key}, chain {chain.key}"
@@ -278,6 +301,29 @@ def write_array(path: Path, array: numpy.ndarray) -> None:
     buffer = io.BytesIO()
     numpy.save(buffer, array, allow_pickle=False)
     atomic.write_file(path, buffer.getvalue())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
+    """Write several arrays as one `.npz` file."""
+    import numpy
+
+    buffer, named = io.BytesIO(), dict[str, Any](arrays)
+    numpy.savez(buffer, **named)
+    atomic.write_file(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, numpy.ndarray]:
+    """The arrays of a file that `write_arrays` wrote."""
+    import zipfile
+
+    import numpy
+
+    try:
+        with numpy.load(io.BytesIO(read.read_bytes(path)), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, zipfile.BadZipFile) as fault:
+        what, hint = "not a file of NumPy arrays", "remove the file: the same command makes it again"
+        raise UserError(what, code="E-storage-invalid-arrays", where=path, found=fault, hint=hint) from None
 
 
 def _chain_groups(chains: Iterable[Chain]) -> Iterator[list[Chain]]:
