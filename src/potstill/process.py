@@ -104,6 +104,20 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def machine_info() -> dict[str, Any]:
+    """Host, process and versions, for the log of a run."""
+    from importlib.metadata import version
+
+    names = ("potstill", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+    return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }
+
+
 WORKER_START_SECONDS = 120.0  # time limit for a worker to load its libraries
 
 

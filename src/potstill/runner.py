@@ -9,20 +9,18 @@ from other inputs, an error lists the differences; `redo` allows making the stag
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from potstill import models, process, progress, storage, teachers
+from potstill import models, process, progress, shared_work, storage, teachers
 from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys, recipe_to_yaml
 from potstill.stages import ALL_STAGES, STAGES, open_stage, recipe_stages, stages_from
-from potstill.storage import ledger, manifest, parquet, run_folder, segments
+from potstill.storage import atomic, ledger, manifest, parquet, run_folder, segments
 from potstill.storage.manifest import (
     SLOW_VERIFY_BYTES,
     Identity,
@@ -35,9 +33,9 @@ from potstill.storage.manifest import (
 from potstill.storage.segments import Shard
 
 if TYPE_CHECKING:
-    from potstill.training.distributed import ProcessGroup
+    from potstill.training.process_group import ProcessGroup
 
-SHARD_LOCK_TIMEOUT: Final = 600.0  # seconds that a shard waits while another process collects the questions
+SHARD_LOCK_TIMEOUT: Final = 600.0  # seconds that a shard waits while another process begins or merges the stage
 Consent = bool | Callable[[str], bool]
 
 # Keys that are not part of an identity: the commit of a revision is an input of its stages instead.
@@ -102,7 +100,7 @@ def run(
     until = names[-1] if until == STAGES[-1] else until
     for name in (redo, until):
         _check_stage(name, names)
-    with _process_group(run_dir, recipe) as (is_main, group):
+    with shared_work.process_group(run_dir, recipe) as (is_main, group):
         if is_main:
             with run_folder.lock_run(run_dir):
                 storage.delete_partial_files(run_dir)
@@ -117,32 +115,52 @@ def _check_stage(name: str | None, names: Sequence[str]) -> None:
         raise UserError(what, code="E-run-unknown-stage", where=name, hint=f"name one of {', '.join(names)}")
 
 
-def run_shard(recipe: Recipe, shard: Shard, *, run_dir: Path | None = None) -> Path:
-    """Sample one shard of a run. Other processes may sample the other shards at the same time.
+def run_shard(recipe: Recipe, shard: Shard, stage: str = "sample", *, run_dir: Path | None = None) -> Path:
+    """Make one shard of a stage. Other processes may make the other shards at the same time.
 
-    The process that starts first also collects the questions. Afterwards, `run` samples missing chains and merges all
-    shards. Raises UserError as `run` does, and if another process is sampling this shard.
+    The process that finishes last merges all shards. For `sample`, the process that starts first collects the questions;
+    for other stages, the earlier stages are finished. Raises UserError as `run` does, and if another process is working on
+    this shard.
     """
+    process.limit_kernel_caches()
     run_dir = run_dir or default_run_dir(recipe)
+    _check_stage(stage, recipe_stages(recipe))
+    folder = run_dir / stage
     with ExitStack() as stack:
         with run_folder.lock_run(run_dir, wait=SHARD_LOCK_TIMEOUT, allow_shards=True):
-            current = _Run(run_dir, recipe)
-            if current.begin_sample():
+            if _Run(run_dir, recipe).begin_shard(stage, shard):
                 return run_dir
             stack.enter_context(run_folder.lock_shard(run_dir, shard.number, shard.count))
-            run_folder.append_log(run_dir, "start", shard=str(shard), **_machine_info())
-            for source, only in recipe.sources.items():
-                if teachers.from_recipe(only).metered:
-                    ledger.split_budget(run_dir, shard, source)
-        from potstill.stages import sample
-
+            run_folder.append_log(run_dir, "start", shard=str(shard), stage=stage, **process.machine_info())
+        stack.enter_context(shared_work.explain_failure(stage, run_dir))
         start = time.monotonic()
-        stored = sample.sample_missing(run_dir, recipe, shard)
+        if stage == "sample" or not shared_work.is_done(folder, shard):  # a raised budget allows more chains
+            open_stage(stage).make_shard(run_dir, recipe, shard)
+            shared_work.mark_done(folder, shard)
         seconds = time.monotonic() - start
-        run_folder.append_log(run_dir, "shard", shard=str(shard), chains=stored, seconds=round(seconds, 3))
-    progress.print_line(f"shard {shard}: done, {stored} new chains  ({seconds:.1f} s)", "green")
-    progress.print_line(f"when all {shard.count} shards are done, merge them with: potstill sample {run_dir}")
+        run_folder.append_log(run_dir, "shard", shard=str(shard), stage=stage, seconds=round(seconds, 3))
+    progress.print_line(f"{stage:<9} shard {shard} done  ({seconds:.1f} s)", "green")
+    if missing := _merge_shards(run_dir, recipe, stage, shard.count):
+        numbers = ", ".join(map(str, missing)) if len(missing) <= 20 else f"{len(missing)} shards"
+        progress.print_line(f"{stage:<9} the shard that finishes last merges all of them; not done yet: {numbers}")
+        command = shared_work.completing_command(stage, run_dir)
+        progress.print_line(f"{stage:<9} if a process has died: {command} makes what is missing and merges")
     return run_dir
+
+
+def _merge_shards(run_dir: Path, recipe: Recipe, stage: str, count: int) -> list[int]:
+    """Finish a stage if all of its shards are done. Otherwise, or if a process works on one, returns the missing shards."""
+    try:
+        with run_folder.lock_run(run_dir, wait=SHARD_LOCK_TIMEOUT):
+            if (run_dir / stage / manifest.MANIFEST_FILE).exists():
+                return []
+            if not (missing := shared_work.list_missing(run_dir / stage, count)):
+                _Run(run_dir, recipe).make(stage, verified=True)
+            return missing
+    except UserError as fault:
+        if fault.code != "E-run-locked":
+            raise
+        return shared_work.list_missing(run_dir / stage, count)
 
 
 def run_batch(
@@ -160,7 +178,7 @@ def run_batch(
         current = _Run(run_dir, recipe)
         if current.begin_sample():
             return run_dir
-        run_folder.append_log(run_dir, "start", batch=True, **_machine_info())
+        run_folder.append_log(run_dir, "start", batch=True, **process.machine_info())
         from potstill.stages import sample
 
         if sample.is_sealed(run_dir) or (results and sample.read_batch_results(run_dir, recipe, results)):
@@ -287,26 +305,32 @@ class _Run:
             self.verify(first_missing)  # before the checks read any of these files
         self.check_ahead(self.stages, until)
         self.write_recipe()
-        run_folder.append_log(self.run_dir, "start", **_machine_info())
+        run_folder.append_log(self.run_dir, "start", **process.machine_info())
         for name in wanted:
             self.make(name)
 
-    def make(self, name: str) -> None:
-        """Make a stage whose earlier stages are finished."""
+    def make(self, name: str, *, verified: bool = False) -> None:
+        """Make a stage whose earlier stages are finished. verified: whether their files were verified for its shards."""
         stage, folder = open_stage(name), self.run_dir / name
         identity = self.identity(name)
         done = manifest.begin_stage(folder, identity, self.stages_from(name), self.state(name))
         if done is not None and not stage.grown(self.recipe, done.counts):
+            storage.remove(folder / shared_work.SHARDS_FOLDER)
             progress.print_line(f"{name:<9} up to date", "dim")
             return
-        self.verify(name, done)
+        if not verified:
+            self.verify(name, done)
         if done is not None:
             self.reopen(name)
         start = time.monotonic()
-        together = self.group.call(recipe_to_yaml(self.recipe)) if self.group and stage.distributed else nullcontext()
-        with together:
+        if self.group is not None and stage.distributed:
+            outputs, counts = shared_work.make_together(self.group, self.run_dir, self.recipe, name)
+        else:
+            if self.group is not None and stage.shared:
+                shared_work.share_stage(self.group, self.run_dir, self.recipe, name)
             outputs, counts = stage.make(self.run_dir, self.recipe)
         manifest.finish_stage(folder, identity, outputs, counts)
+        storage.remove(folder / shared_work.SHARDS_FOLDER)
         self.forget_states(name)
         seconds = time.monotonic() - start
         usage = {"seconds": round(seconds, 3), "peak_memory_mib": process.peak_memory() >> 20}
@@ -326,6 +350,34 @@ class _Run:
             return True
         self.verify("sample")
         self.check_ahead(self.stages, "sample")
+        return False
+
+    def begin_shard(self, name: str, shard: Shard) -> bool:
+        """Begin a stage for a shard. Returns whether the stage is already finished. The first shard verifies all files."""
+        stage, folder = open_stage(name), self.run_dir / name
+        others = [
+            other for other in run_folder.running_shards(self.run_dir) if not other.endswith(f"-of-{shard.count}")
+        ]
+        if others and name != "sample":
+            what, hint = "another process is working on a shard of another number of shards", "wait until it ends"
+            raise UserError(what, code="E-run-locked", where=self.run_dir, found=", ".join(others), hint=hint)
+        if name == "sample":
+            if self.begin_sample():
+                return True
+        else:
+            self.check(self.stages)
+            self.write_recipe()
+            done = manifest.begin_stage(folder, self.identity(name), self.stages_from(name), self.state(name))
+            if done is not None and not stage.grown(self.recipe, done.counts):
+                progress.print_line(f"{name:<9} up to date", "dim")
+                return True
+            if not (folder / shared_work.SHARDS_FOLDER).is_dir():
+                self.verify(name, done)
+                self.check_ahead(self.stages, name)
+                if done is not None:
+                    self.reopen(name)
+        atomic.make_folder(folder / shared_work.SHARDS_FOLDER)
+        stage.begin_shards(self.run_dir, self.recipe, shard)
         return False
 
     def check(self, names: Collection[str]) -> None:
@@ -426,7 +478,8 @@ class _Run:
         the folders of its checkpoints, which have separate manifests.
         """
         storage.remove(self.run_dir / "student")
-        partly = {"evaluate": [manifest.MANIFEST_FILE, manifest.BEGUN_FILE], name: [manifest.MANIFEST_FILE]}
+        begun = [manifest.MANIFEST_FILE, manifest.BEGUN_FILE, shared_work.SHARDS_FOLDER]
+        partly = {"evaluate": begun, name: [manifest.MANIFEST_FILE]}
         for later in reversed(stages_from(name)):
             for removed in partly.get(later, [""]):  # "": the whole folder
                 storage.remove(self.run_dir / later / removed)
@@ -444,42 +497,3 @@ class _Run:
         path, text = self.run_dir / "recipe.yaml", recipe_to_yaml(self.recipe).encode()
         if not path.exists() or storage.read_bytes(path) != text:
             storage.write_file(path, text)
-
-
-@contextmanager
-def _process_group(run_dir: Path, recipe: Recipe) -> Iterator[tuple[bool, ProcessGroup | None]]:
-    """Whether this is the main process, and the group of the processes that torchrun or srun started.
-
-    The group is None for a single process. The main process makes the stages; the other processes wait until it calls
-    them to a distributed stage.
-    """
-    rank = process.read_process_rank()
-    if rank.world == 1:
-        yield True, None
-        return
-    from potstill.training.distributed import ProcessGroup
-
-    group = ProcessGroup(rank)
-    if rank.is_main:
-        try:
-            yield True, group
-        finally:
-            group.dismiss()
-        return
-    with progress.muted(), group.follow(recipe_to_yaml(recipe)) as called:
-        if called:
-            open_stage("train").make(run_dir, recipe)
-    yield False, group
-
-
-def _machine_info() -> dict[str, Any]:
-    from importlib.metadata import version
-
-    names = ("potstill", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
-    return {
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
-    }

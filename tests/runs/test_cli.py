@@ -84,6 +84,7 @@ def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "grade",
         "export",
         "sample",
+        "evaluate",
         "track",
         "status",
         "compare",

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from fork_server import exit_code, start_command
 from potstill import runner, teachers
-from potstill.cli.stage_commands import parse_shard
+from potstill.cli.shards import parse_shard
 from potstill.errors import UserError
 from potstill.records import Question
 from potstill.storage import atomic, parquet, run_folder, segments, write_jsonl
@@ -40,15 +40,15 @@ class Crash(BaseException):
 
 def test_shards_make_the_unsharded_result(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     run_dir, recipe = tmp_path / "run", tiny.recipe(world)
-    for number in (3, 1, 2):
+    for number in (3, 1):
         runner.run_shard(recipe, Shard(number, 3), run_dir=run_dir)
     stored = [path.name for path in segments.segment_paths(run_dir / "sample")]
-    assert stored == [segments.segment_name(Shard(number, 3)) for number in (1, 2, 3)]
+    assert stored == [segments.segment_name(Shard(number, 3)) for number in (1, 3)]
     assert len(segments.stored_keys(segments.segment_paths(run_dir / "sample"))) == sum(
         len(segments.stored_keys([path])) for path in segments.segment_paths(run_dir / "sample")
     )
-    runner.run_shard(recipe, Shard(2, 3), run_dir=run_dir)  # again: nothing is left to do
-    runner.run(recipe, run_dir, until="sample")
+    runner.run_shard(recipe, Shard(1, 3), run_dir=run_dir)  # again: nothing is left to do
+    runner.run_shard(recipe, Shard(2, 3), run_dir=run_dir)  # the last one merges all of them
     assert sampled(run_dir) == whole
     runner.run_shard(recipe, Shard(1, 3), run_dir=run_dir)  # too late: nothing changes
     assert sampled(run_dir) == whole
@@ -80,7 +80,7 @@ def test_nobody_takes_a_run_away_from_its_shards(world: Path, tmp_path: Path) ->
     with run_folder.lock_shard(run_dir, 1, 2):
         with pytest.raises(UserError, match=r"\(shard-1-of-2\)(.|\n)*E-run-locked"):
             runner.run(recipe, run_dir, until="sample")
-        with pytest.raises(UserError, match=r"sampling shard 1/2 of this run(.|\n)*E-run-locked"):
+        with pytest.raises(UserError, match=r"working on shard 1/2 of this run(.|\n)*E-run-locked"):
             runner.run_shard(recipe, Shard(1, 2), run_dir=run_dir)
         runner.run_shard(recipe, Shard(2, 2), run_dir=run_dir)  # another one is welcome
     runner.run(recipe, run_dir, until="sample")
@@ -106,12 +106,11 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
     ]
     for rank, (shard, output) in enumerate(zip(shards, outputs, strict=True), 1):
         assert exit_code(shard) == 0, output.read_text()
-        assert f"shard {rank}/2: done, " in output.read_text()
-        assert "potstill sample runs/tiny" in output.read_text()
-    merged = tmp_path / "merged.txt"
-    last = start_command("sample", recipe, cwd=tmp_path, output=merged, environment=settings)
-    assert exit_code(last) == 0 and "segment-0001-of-0002: " in merged.read_text(), merged.read_text()
-    assert "sampled 0 chains that the shards lacked; merged all into chains.parquet" in merged.read_text()
+        assert f"shard {rank}/2 done " in output.read_text()
+    texts = [output.read_text() for output in outputs]
+    merged = ["sampled 0 chains that the shards lacked; merged all into chains.parquet" in text for text in texts]
+    told = ["potstill sample runs/tiny" in text for text in texts]
+    assert sorted(merged) == [False, True] and not told[merged.index(True)]
     run_dir = tmp_path / "runs" / "tiny"
     assert sampled(run_dir)["sample/chains.parquet"] == whole["sample/chains.parquet"]
 
@@ -138,6 +137,10 @@ def test_shards_of_chains_that_exist_share_them_out(
     assert all(parts) and sorted(chain(*parts), key=lambda c: c.key) == sorted(together, key=lambda c: c.key)
 
 
+ARRAY = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "7"}
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2"}
+
+
 @pytest.mark.parametrize(
     ("text", "environment", "shard"),
     [
@@ -162,22 +165,53 @@ def test_shards_of_chains_that_exist_share_them_out(
             Shard(3, 4),
         ),
         ("auto", {"RANK": "1", "WORLD_SIZE": "2"}, Shard(2, 2)),
+        ("auto", {"RANK": "0", "WORLD_SIZE": "1"}, None),
+        ("auto", {"SLURM_PROCID": "7", "SLURM_STEP_NUM_TASKS": "8"}, Shard(8, 8)),
+        ("auto", {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "3"}, Shard(2, 3)),
+        ("auto/4", {"JOB_COMPLETION_INDEX": "0"}, Shard(1, 4)),
+        ("auto/2", {"RANK": "1", "WORLD_SIZE": "2"}, Shard(2, 2)),
+        # A launcher of one process inside of another one, or torchrun on every machine of another one.
+        ("auto", {**ARRAY, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, Shard(4, 8)),
+        ("auto", {**TORCHRUN, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, Shard(6, 8)),
+        ("auto", {**TORCHRUN, "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "2"}, Shard(6, 8)),
+        ("auto", {**TORCHRUN, "JOB_COMPLETION_INDEX": "1"}, Shard(6, 8)),
     ],
 )
 def test_which_shard(text: str | None, environment: dict[str, str], shard: Shard | None) -> None:
     assert parse_shard(text, environment) == shard
 
 
-@pytest.mark.parametrize("text", ["0/8", "9/8", "1", "a/b", "1/0", "1/8 ", "-1/8"])
+@pytest.mark.parametrize("text", ["0/8", "9/8", "1", "a/b", "1/0", "1/8 ", "-1/8", "auto/", "auto/x"])
 def test_what_is_no_shard_is_one_message(text: str) -> None:
     with pytest.raises(UserError) as raised:
         parse_shard(text, {})
     assert (raised.value.code, raised.value.where, raised.value.found) == ("E-cli-shard", "--shard", text)
 
 
-def test_auto_without_a_launcher_is_one_message() -> None:
-    with pytest.raises(UserError, match="E-cli-shard-launcher"):
-        parse_shard("auto", {})
+@pytest.mark.parametrize(
+    ("text", "environment", "found"),
+    [
+        ("auto", {}, "none of their variables"),
+        ("auto", {"RANK": "x", "WORLD_SIZE": "2"}, "RANK=x"),
+        ("auto", {"JOB_COMPLETION_INDEX": "2"}, "JOB_COMPLETION_INDEX=2"),
+        ("auto/2", {"JOB_COMPLETION_INDEX": "2"}, "2, but this is process 3"),
+        ("auto/0", {"JOB_COMPLETION_INDEX": "2"}, "0, but this is process 3"),
+        ("auto/8", {"RANK": "1", "WORLD_SIZE": "2"}, "8, but this is process 2 of 2"),
+        ("auto", {**ARRAY, "SLURM_ARRAY_TASK_COUNT": "3"}, "3 tasks from 0 to 7"),
+        ("auto", {**ARRAY, "RANK": "1", "WORLD_SIZE": "2"}, "a SLURM array: 4/8; torchrun: 2/2"),
+        # One torchrun in each task of an array.
+        (
+            "auto",
+            {**ARRAY, "RANK": "1", "WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"},
+            "a SLURM array: 4/8; torchrun: 2/4",
+        ),
+        ("auto/8", {**ARRAY, "JOB_COMPLETION_INDEX": "4"}, "Kubernetes: 5/?; a SLURM array: 4/8"),
+    ],
+)
+def test_auto_without_a_place_is_one_message(text: str, environment: dict[str, str], found: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_shard(text, environment)
+    assert (raised.value.code, raised.value.found) == ("E-cli-shard-launcher", found)
 
 
 def test_the_table_of_a_run_without_chains_has_no_rows(tmp_path: Path) -> None:

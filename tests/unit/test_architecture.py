@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("stages",),
     (
         "preflight",
+        "shared_work",
         "runner",
         "run_reader",
         "run_status",
@@ -46,7 +47,7 @@ INSIDE: dict[str, set[str]] = {
     "records": {"errors"},
     "serialization": {"records"},
     "storage": {"progress"},
-    "runner": {"preflight"},
+    "runner": {"preflight", "shared_work"},
     "run_reader": {"runner"},
     "run_status": {"run_reader"},
     "existing_run": {"runner", "run_status"},
@@ -253,7 +254,7 @@ def split_faults(source: Path = SOURCE) -> list[str]:
     for dotted, path, tree in modules(source):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
-                ("read_questions", "evaluate_checkpoint")
+                ("read_questions", "evaluate_checkpoint", "begin_checkpoint", "answer_shard")
             ):
                 asks = any(isinstance(value, ast.Constant) and value.value == "test" for value in node.args)
                 if asks and dotted not in TEST_READERS:

@@ -22,7 +22,7 @@ FOLDERS: Final = {
 }
 
 FILES: Final = {
-    ".lock": "The lock, so that only one process changes the run.",
+    ".lock": "The lock, so that only one process changes the run. `.shard-I-of-N.lock`: the lock of a shard.",
     "recipe.yaml": "The recipe with every default written out.",
     "log.jsonl": "The start and end of each stage, and the evaluation of each checkpoint, with time, host, versions,"
     " seconds and memory. No digest covers it.",
@@ -33,6 +33,8 @@ FILES: Final = {
     " of the code, and a digest of each input.",
     "STAGE/manifest.json": "The last file of a stage: the identity again, the counts, and the size and SHA-256 of each"
     " file. A stage with a manifest that fits the recipe is finished.",
+    "STAGE/shards/": "What the shards of a stage have stored while it is not finished: blocks of questions, and a file for"
+    " each shard that is done.",
     "collect/SET.SPLIT.jsonl": "The questions of one set and one split.",
     "collect/others.jsonl": "Questions that no split uses, because a limit left them out.",
     "collect/demonstrations.json": "The demonstrations and the prompt style of each task.",
@@ -59,6 +61,7 @@ FILES: Final = {
     "train/speed.jsonl": "One row for each step: time and memory. No digest covers it.",
     "ANSWERS/FORMAT.DECODING.jsonl": "One graded answer for each question, with one decoding.",
     "ANSWERS/FORMAT.samples.jsonl": "Every sample of each question, if a decoding draws several.",
+    "ANSWERS/shards/": "The answers of each shard, with their positions in the file into which they are merged.",
     "ANSWERS/scores.json": "The counts and accuracies with intervals, for each set, format and decoding.",
     "ANSWERS/labels.json": "For sets with labels: the confusion matrix and the majority label, by set, format and decoding.",
     "ANSWERS/tries.json": "Accuracy against the number of samples k: by vote, by likelihood, and pass@k.",
@@ -115,6 +118,8 @@ SOMETIMES: Final = {
     "tracked/": "Only after `potstill track`. ",
     "STAGE/begun.json": "",
     "STAGE/manifest.json": "",
+    "STAGE/shards/": "Only while shards are made. ",
+    "ANSWERS/shards/": "Only while shards are made. ",
     "collect/replay.jsonl": "Only with `train.replay.file`. ",
     "sample/segment-*.jsonl": "Only while sampling. ",
     "sample/server.json": "Only with a server. ",

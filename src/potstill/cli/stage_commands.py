@@ -1,7 +1,7 @@
 """One command per stage, which runs all unfinished stages up to that stage; and the options of `potstill sample`.
 
->>> parse_shard("2/8", {}), parse_shard(None, {"RANK": "3", "WORLD_SIZE": "4"}), parse_shard(None, {})
-(Shard(number=2, count=8), Shard(number=4, count=4), None)
+    potstill evaluate runs/demo
+    potstill evaluate runs/demo --shard 2/8
 
 Heavy libraries are imported only when a command runs.
 """
@@ -9,15 +9,15 @@ Heavy libraries are imported only when a command runs.
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Final, Optional
 
 import typer
 
 from potstill import stages
+from potstill.cli.shards import parse_shard
 from potstill.errors import UserError, escape_hidden
 
 if TYPE_CHECKING:
@@ -64,6 +64,17 @@ RedoneStage = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="With --redo: delete chains of a paid teacher without asking.")]
+ShardOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Make only shard I of N (from 1); other processes may make the others, and the last one merges all. `auto`:"
+        " the rank of torchrun or srun, the task of a SLURM array, or the node of SkyPilot. `auto/N`: the index of a"
+        " Kubernetes Job with N completions.",
+        show_default=False,
+    ),
+]
 
 
 def confirm_removal(lost: str) -> bool:
@@ -75,12 +86,17 @@ def confirm_removal(lost: str) -> bool:
     return typer.confirm(f"{escape_hidden(lost)}\nDelete them?", err=True)
 
 
+# The stages with the option `--shard` (`Stage.shared`, whose modules are not imported here).
+SHARDED: Final = ("sample", "filter", "align", "evaluate", "test")
+
+
 def add_stage_commands(app: typer.Typer) -> None:
     """Add the commands of the stages to an application."""
     for stage, entry in stages.TABLE.items():
-        command = _sample if stage == "sample" else _stage_command(stage)
+        is_shared = stage in SHARDED
+        command = _sample if stage == "sample" else (_sharded_command if is_shared else _stage_command)(stage)
         text = f"{entry.summary}\n\nEarlier stages that are not finished run first."
-        example = f"potstill {stage} runs/demo" + (" --shard 1/8" if stage == "sample" else "")
+        example = f"potstill {stage} runs/demo" + (" --shard 1/8" if is_shared else "")
         app.command(stage, help=text, epilog=f"Example: {example}")(command)
 
 
@@ -94,19 +110,47 @@ def _stage_command(stage: str) -> Callable[..., None]:
     return command
 
 
+def _sharded_command(stage: str) -> Callable[..., None]:
+    def command(
+        path: RunOrRecipe,
+        changes: RecipeChanges = None,
+        shard: ShardOption = None,
+        redo: RedoneStage = None,
+        yes: Yes = False,
+    ) -> None:
+        part = None if shard is None else parse_shard(shard, os.environ)
+        _run_stage(stage, part, path, changes, redo, yes=yes)
+
+    return command
+
+
+def _run_stage(
+    stage: str, part: Shard | None, path: Path, changes: Sequence[str] | None, redo: str | None, *, yes: bool
+) -> None:
+    """Run all stages up to a stage, or one shard of the stage."""
+    from potstill import runner
+
+    recipe, run_dir = open_run_or_recipe(path, changes or ())
+    if part is None:
+        runner.run(recipe, run_dir, until=stage, redo=redo, yes=yes or confirm_removal)
+        return
+    if redo is not None:
+        raise _shared_redo_error(redo)
+    runner.run_shard(recipe, part, stage, run_dir=run_dir)
+
+
+def _shared_redo_error(redo: str) -> UserError:
+    what, hint = (
+        "--redo is for one process that makes the whole stage",
+        "remove --redo, or the options of shards and files",
+    )
+    return UserError(what, code="E-cli-redo-shared", where="--redo", found=redo, hint=hint)
+
+
 def _sample(
     path: RunOrRecipe,
     changes: RecipeChanges = None,
-    shard: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="I/N",
-            help="Sample only shard I of N (from 1); other processes may sample the other shards. `auto`: I is the rank"
-            " of torchrun or srun, or the task of a SLURM array. Without this option: the rank of torchrun or"
-            " srun; without a launcher, the whole run, which also merges all shards.",
-            show_default=False,
-        ),
-    ] = None,
+    shard: ShardOption = None,
     batch_out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -128,23 +172,17 @@ def _sample(
     redo: RedoneStage = None,
     yes: Yes = False,
 ) -> None:
+    part = parse_shard(shard, os.environ)
+    if batch_out is None and not batch_in:
+        _run_stage("sample", part, path, changes, redo, yes=yes)
+        return
+    if redo is not None:
+        raise _shared_redo_error(redo)
     from potstill import runner
 
-    part = parse_shard(shard, os.environ)
     recipe, run_dir = open_run_or_recipe(path, changes or ())
-    if redo is not None and (part is not None or batch_out is not None or batch_in):
-        what, hint = (
-            "--redo is for one process that samples the whole run",
-            "remove --redo, or the options of shards and batch files",
-        )
-        raise UserError(what, code="E-cli-redo-shared", where="--redo", found=redo, hint=hint)
-    if batch_out is not None or batch_in:
-        _check_batch_options(recipe, part)
-        runner.run_batch(recipe, _list_batch_results(batch_in or ()), batch_out, run_dir=run_dir)
-    elif part is None:
-        runner.run(recipe, run_dir, until="sample", redo=redo, yes=yes or confirm_removal)
-    else:
-        runner.run_shard(recipe, part, run_dir=run_dir)
+    _check_batch_options(recipe, part)
+    runner.run_batch(recipe, _list_batch_results(batch_in or ()), batch_out, run_dir=run_dir)
 
 
 def open_run_or_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Path]:
@@ -157,34 +195,6 @@ def open_run_or_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe,
         return load_recipe(open_run(path).run_dir / "recipe.yaml", changes), path
     recipe = load_recipe(path, changes)
     return recipe, runner.default_run_dir(recipe)
-
-
-def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard | None:
-    """The shard; None for the whole run. Raises UserError if the text is not a shard.
-
-    text  `I/N`; `auto` for the rank of a launcher, or the task of a SLURM array; None for only the rank of a launcher,
-          because the tasks of an array may be different runs
-    """
-    from potstill import process
-    from potstill.storage.segments import Shard
-
-    if text is not None and text != "auto":
-        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            hint = "write I/N with I from 1 to N, such as 1/8"
-            raise UserError("not a shard", code="E-cli-shard", where="--shard", found=text, hint=hint)
-        number, count = int(match[1]), int(match[2])
-    elif (rank := process.read_process_rank(environment)).launched or text is None:
-        number, count = rank.rank + 1, rank.world
-    elif "SLURM_ARRAY_TASK_ID" in environment:
-        names = {"ID": "0", "MIN": "0", "MAX": "0", "STEP": "1"}
-        task, first, last, step = (int(environment.get(f"SLURM_ARRAY_TASK_{n}", names[n])) for n in names)
-        number, count = (task - first) // step + 1, (last - first) // step + 1
-    else:
-        what, found = "no launcher has set the shard of this process", "neither RANK nor SLURM variables"
-        hint = "start potstill with torchrun, srun or as a SLURM array, or write I/N"
-        raise UserError(what, code="E-cli-shard-launcher", where="--shard auto", found=found, hint=hint)
-    return Shard(number, count) if count > 1 else None
 
 
 def _check_batch_options(recipe: Recipe, shard: Shard | None) -> None:

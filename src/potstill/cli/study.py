@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from potstill.cli.stage_commands import RecipeChanges, parse_shard
+from potstill.cli.shards import parse_shard
+from potstill.cli.stage_commands import RecipeChanges
 from potstill.errors import UserError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from potstill.grading import grade
 from potstill.inference import Decode, Engine, Request, SampleKey, batch_requests
 from potstill.records import Checkpoint, Prediction, Prompt, Question, Score, Split
 
-__all__ = ["VERSION", "predict_answers", "score_predictions"]
+__all__ = ["VERSION", "answer_batches", "predict_answers", "score_predictions"]
 
 VERSION: Final = 1  # version of the generation and counting of answers; prompts and grading have separate versions
 
@@ -36,11 +36,31 @@ def predict_answers(
     done: Container[SampleKey] = (),
     on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[list[Prediction]]:
-    """Graded answers, one list per batch, longest prompts first.
+    """Graded answers, one list per batch, longest prompts first. See `answer_batches`."""
+    batches = answer_batches(
+        engine, questions, prompt_of, decode, samples=samples, budget=budget, done=done, on_tokens=on_tokens
+    )
+    return (predictions for _, predictions in batches)
+
+
+def answer_batches(
+    engine: Engine,
+    questions: Sequence[Question],
+    prompt_of: Callable[[Question], Prompt],
+    decode: Decode,
+    *,
+    samples: int = 1,
+    budget: int,
+    done: Container[SampleKey] = (),
+    chosen: Callable[[int], bool] = lambda number: True,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """Graded answers, one list per batch, longest prompts first; and the position of each batch's first answer among all.
 
     samples    number of answers per question
     budget     maximum number of tokens in a batch: prompts and answers
     done       stored keys (question, index). A batch without a new key is skipped; otherwise the whole batch is generated
+    chosen     whether to generate the batch with this number, from 0. Batches and positions do not depend on it
     on_tokens  see `Engine.generate`
 
     Raises UserError for a prompt that does not fit the model, and for a gold answer that cannot be graded.
@@ -51,9 +71,11 @@ def predict_answers(
     for question in questions:
         prompt = engine.encode(prompt_of(question))
         requests += [Request((question.id, index), prompt) for index in range(samples)]
-    for indices in batch_requests(requests, budget, max_tokens=decode.max_tokens):
+    position = 0
+    for number, indices in enumerate(batch_requests(requests, budget, max_tokens=decode.max_tokens)):
+        first, position = position, position + len(indices)
         batch = [requests[index] for index in indices]
-        if all(request.key in done for request in batch):
+        if not chosen(number) or all(request.key in done for request in batch):
             continue
         predictions = []
         for generated in engine.generate(batch, decode, on_tokens):
@@ -62,7 +84,7 @@ def predict_answers(
             verdict = grade(text, question.gold, question.task, stop)
             graded = (verdict.grade, verdict.answer, index, generated.likelihood)
             predictions.append(Prediction(question.id, question.set, question.task, text, stop, *graded))
-        yield predictions
+        yield first, predictions
 
 
 def score_predictions(

@@ -15,8 +15,7 @@ Every checkpoint has a folder with a manifest, so more training adds folders and
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,13 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 from potstill import calculator, cut_thoughts, evaluation, grading, inference, progress, prompts, storage, thoughts
 from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
-from potstill.evaluation import decoding, intervals, label_tables, self_consistency, texts
+from potstill.evaluation import answers, decoding, intervals, label_tables, self_consistency, texts
 from potstill.evaluation.decoding import SamplingSpec
 from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
 from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Score, Split, TextScore
 from potstill.serialization import to_json
 from potstill.storage import manifest, run_folder
+from potstill.storage.segments import UNSHARDED, Shard
 
 if TYPE_CHECKING:
     from potstill.models import StoredDType, Student
@@ -109,20 +109,13 @@ def evaluate_checkpoint(
 
     folder  folder of the stage; the files are in its subfolder `checkpoint.name`
 
-    An interrupted evaluation continues with the first missing batch.
+    An interrupted evaluation continues with the first missing batch. Answers of shards are merged.
     """
-    checkpoint_dir, unused = folder / checkpoint.name, list_unused_keys(recipe, split)
-    keys = {k: value for k, value in flatten_keys(recipe, "evaluate", "questions").items() if k not in unused}
-    inputs = {
-        "collect": _finished(run_dir, "collect").digest,
-        **_weight_digests(run_dir, recipe, checkpoint),
-        **collect_grader_digests(recipe, split),
-        **(texts.text_digests(recipe) if split == "test" else {}),
-    }
-    identity = manifest.Identity(f"{folder.name}/{checkpoint.name}", versions(), keys, inputs)
-    finished = manifest.begin_stage(checkpoint_dir, identity)
+    checkpoint_dir = folder / checkpoint.name
+    identity, finished = begin_checkpoint(run_dir, recipe, folder, checkpoint, split)
     if finished is None:
         paths, questions = _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split)
+        storage.remove(checkpoint_dir / answers.SHARDS_FOLDER)
         # Before the scores: `potstill track` reads the time of all scores.
         run_folder.append_log(run_dir, "evaluated", stage=folder.name, step=checkpoint.json_value)
         paths += _write_scores(recipe, checkpoint_dir, checkpoint, split)
@@ -134,6 +127,41 @@ def evaluate_checkpoint(
     else:
         manifest.verify_files(folder, finished)  # before the stage's manifest lists these files
     return [folder / name for name in finished.outputs]
+
+
+def begin_checkpoint(
+    run_dir: Path, recipe: Recipe, folder: Path, checkpoint: Checkpoint, split: Split
+) -> tuple[manifest.Identity, manifest.Manifest | None]:
+    """Begin or resume the evaluation of a checkpoint. Returns its identity, and its manifest if it is finished.
+
+    Raises UserError if the evaluation was started with other inputs. The arguments are those of `evaluate_checkpoint`.
+    """
+    unused = list_unused_keys(recipe, split)
+    keys = {k: value for k, value in flatten_keys(recipe, "evaluate", "questions").items() if k not in unused}
+    inputs = {
+        "collect": _finished(run_dir, "collect").digest,
+        **_weight_digests(run_dir, recipe, checkpoint),
+        **collect_grader_digests(recipe, split),
+        **(texts.text_digests(recipe) if split == "test" else {}),
+    }
+    identity = manifest.Identity(f"{folder.name}/{checkpoint.name}", versions(), keys, inputs)
+    return identity, manifest.begin_stage(folder / checkpoint.name, identity)
+
+
+def answer_shard(
+    run_dir: Path, recipe: Recipe, folder: Path, checkpoints: Sequence[Checkpoint], split: Split, shard: Shard
+) -> None:
+    """Generate and store the answers of one shard. Another process has begun the evaluation of the checkpoints."""
+    files = len(recipe.evaluate.formats) * len(decoding.list_sampling_specs(list_decodings(recipe, split)))
+    for number, checkpoint in enumerate(checkpoints):
+        checkpoint_dir = folder / checkpoint.name
+        if not (checkpoint_dir / manifest.MANIFEST_FILE).exists():
+            _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split, shard, number * files)
+
+
+def launcher_conflict(recipe: Recipe) -> str:
+    """Why the processes of a launcher cannot share the answers, in a phrase; empty if they can."""
+    return "vLLM chooses its GPUs itself" if recipe.evaluate.engine == "vllm" else ""
 
 
 def list_decodings(recipe: Recipe, split: Split) -> list[str]:
@@ -167,61 +195,75 @@ def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
 
 
 def _write_answers(
-    run_dir: Path, recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split
+    run_dir: Path,
+    recipe: Recipe,
+    checkpoint_dir: Path,
+    checkpoint: Checkpoint,
+    split: Split,
+    shard: Shard = UNSHARDED,
+    rotation: int = 0,
 ) -> tuple[list[Path], int]:
-    """Write the answers. Returns the files of predictions, and the number of questions."""
+    """Write the answers, or those of a shard. Returns the files of predictions, and the number of questions."""
     sets, decodings, evaluate = recipe.questions, list_decodings(recipe, split), recipe.evaluate
     set_names = [*sets.in_distribution, *sets.out_of_distribution, *sets.generic]
     questions = run_questions.read_questions(run_dir, set_names, split)
     task_prompts = run_questions.read_task_prompts(run_dir)
-    paths = []
-
-    def generate(engine: Engine, format: str, spec: SamplingSpec) -> None:
-        """Append the missing predictions to their file."""
-        paths.append(path := checkpoint_dir / f"{format}.{spec.name}.jsonl")
-        prompt_of = partial(run_questions.evaluation_prompt, format=prompts.FORMATS[format], table=task_prompts)
-        decode = Decode(
-            max_tokens=max_tokens(recipe, checkpoint),
-            temperature=evaluate.temperature if spec.sampled else 0.0,
-            seed=recipe.evaluation_seed,
-            stop_at_answer="sentence" if evaluate.stop_at_answer else None,
-            calculator=spec.calculator,
-            likelihood=spec.sampled,
-            stop_repeats=evaluate.stop_repeats,
-        )
-        with storage.Appender(path, ordered=True) as file:
-            done = {(row["question"], row["index"]) for _, row in storage.read_jsonl(path)}
-            total = len(questions) * spec.samples
-            with progress.bar(f"step {checkpoint.label}", total, "answers", done=len(done)) as advance:
-                counter = _TokenCounter(f"{format} {spec.name}", advance)
-                batches = evaluation.predict_answers(
+    specs = [(format, spec) for format in evaluate.formats for spec in decoding.list_sampling_specs(decodings)]
+    files = [
+        answers.AnswerFile(checkpoint_dir / f"{format}.{spec.name}.jsonl", len(questions) * spec.samples)
+        for format, spec in specs
+    ]
+    if all(file.is_complete() for file in files):  # shards have answered everything: no engine is needed
+        if shard == UNSHARDED:
+            for file in files:
+                file.merge_segments()
+    else:
+        shards = [] if shard == UNSHARDED else [shard]
+        with open_checkpoint_engine(run_dir, recipe, checkpoint, *shards) as engine:
+            for number, ((format, spec), file) in enumerate(zip(specs, files, strict=True), rotation):
+                answers.write_answers(
+                    file,
                     engine,
                     questions,
-                    prompt_of,
-                    decode,
+                    partial(run_questions.evaluation_prompt, format=prompts.FORMATS[format], table=task_prompts),
+                    _decode_settings(recipe, checkpoint, spec),
                     samples=spec.samples,
                     budget=evaluate.batch_tokens,
-                    done=done,
-                    on_tokens=counter.add,
+                    label=f"step {checkpoint.label}",
+                    shard=shard,
+                    rotation=number,
                 )
-                if len(done) < total:
-                    advance(0, counter.note)
-                for batch in batches:
-                    new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]
-                    file.append(map(to_json, new))
-                    advance(len(new), counter.note)
-
-    with open_checkpoint_engine(run_dir, recipe, checkpoint) as engine:
-        for format in evaluate.formats:
-            for spec in decoding.list_sampling_specs(decodings):
-                generate(engine, format, spec)
-            for name in decodings:
-                source = decoding.parse_decoding(name).spec.name
-                if name != source:
-                    samples = read_predictions(checkpoint_dir.parent, checkpoint, format, source)
-                    paths.append(checkpoint_dir / f"{format}.{name}.jsonl")
-                    storage.write_jsonl(paths[-1], map(to_json, decoding.choose_answers(name, samples)))
+    paths = [file.path for file in files]
+    if shard == UNSHARDED:
+        paths += _choose_answers(recipe, checkpoint_dir, checkpoint, decodings)
     return paths, len(questions)
+
+
+def _decode_settings(recipe: Recipe, checkpoint: Checkpoint, spec: SamplingSpec) -> Decode:
+    evaluate = recipe.evaluate
+    return Decode(
+        max_tokens=max_tokens(recipe, checkpoint),
+        temperature=evaluate.temperature if spec.sampled else 0.0,
+        seed=recipe.evaluation_seed,
+        stop_at_answer="sentence" if evaluate.stop_at_answer else None,
+        calculator=spec.calculator,
+        likelihood=spec.sampled,
+        stop_repeats=evaluate.stop_repeats,
+    )
+
+
+def _choose_answers(
+    recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, decodings: Sequence[str]
+) -> Iterator[Path]:
+    """Write the answers of the decodings that choose among samples, and yield their files."""
+    for format in recipe.evaluate.formats:
+        for name in decodings:
+            source = decoding.parse_decoding(name).spec.name
+            if name != source:
+                samples = read_predictions(checkpoint_dir.parent, checkpoint, format, source)
+                path = checkpoint_dir / f"{format}.{name}.jsonl"
+                storage.write_jsonl(path, map(to_json, decoding.choose_answers(name, samples)))
+                yield path
 
 
 def _count_cut_thoughts(
@@ -242,24 +284,6 @@ def _count_cut_thoughts(
     if warning := thoughts.describe_cut_thoughts(counts, is_base=checkpoint == BASE):
         progress.print_line(f"step {checkpoint.label}: {warning}", "yellow")
     return counts
-
-
-class _TokenCounter:
-    """Counts the tokens of an evaluation for the progress bar, also within a batch, which may take minutes."""
-
-    def __init__(self, name: str, advance: progress.Advance) -> None:
-        self.name, self.advance = name, advance
-        self.tokens, self.start = 0, time.monotonic()
-
-    def add(self, tokens: int) -> None:
-        self.tokens += tokens
-        self.advance(0, self.note)
-
-    @property
-    def note(self) -> str:
-        """The text for the progress bar: the name, the number of tokens, and tokens per second."""
-        speed = self.tokens / max(time.monotonic() - self.start, 1e-9)
-        return f"{self.name}, {self.tokens} tokens, {speed:.0f} tokens/s" if self.tokens else self.name
 
 
 def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split) -> list[Path]:
@@ -327,8 +351,10 @@ def read_choice(run_dir: Path) -> Choice:
 
 
 @contextlib.contextmanager
-def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> Iterator[Engine]:
-    """The engine of a checkpoint, with a cache if the recipe names a folder for it."""
+def open_checkpoint_engine(
+    run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, shard: Shard = UNSHARDED
+) -> Iterator[Engine]:
+    """The engine of a checkpoint, with a cache if the recipe names a folder for it. Each shard has its own cache file."""
     from potstill import models
     from potstill.inference import cache
 
@@ -354,27 +380,29 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
     if checkpoint == BASE and recipe.student.model is None:  # random weights: a function of shape and seed
         key |= {"seed": str(recipe.seed), "shape": repr(recipe.student.shape)}
     cache_dir = Path(evaluate.cache) / cache.build_cache_key(key)
-    with _lock_cache(cache_dir), cache.CachingEngine(engine, cache_dir / "answers.jsonl") as caching_engine:
+    name = "answers" if shard == UNSHARDED else f"answers-{shard.number}-of-{shard.count}"
+    with _lock_cache(cache_dir, name), cache.CachingEngine(engine, cache_dir / f"{name}.jsonl") as caching_engine:
         yield caching_engine
         counts = f"{caching_engine.reused} answers from the cache, {caching_engine.generated} generated"
         progress.print_line(counts, "dim")
 
 
 @contextlib.contextmanager
-def _lock_cache(cache_dir: Path) -> Iterator[None]:
-    """Lock a checkpoint's answers in the cache.
+def _lock_cache(cache_dir: Path, name: str) -> Iterator[None]:
+    """Lock a file of a checkpoint's answers in the cache.
 
     If another run evaluates the same checkpoint, wait until it finishes; this run then reads the answers from the cache.
     """
     message = "another process is answering the questions of this checkpoint"
+    lock = ".lock" if name == "answers" else f".{name}.lock"
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(storage.hold_lock(cache_dir, ".lock", 0, message))
+            stack.enter_context(storage.hold_lock(cache_dir, lock, 0, message))
         except UserError as error:
             if error.code != "E-run-locked":
                 raise
             progress.print_line(f"waiting for the cache {cache_dir}: {message}", "yellow")
-            stack.enter_context(storage.hold_lock(cache_dir, ".lock", CACHE_LOCK_SECONDS, message))
+            stack.enter_context(storage.hold_lock(cache_dir, lock, CACHE_LOCK_SECONDS, message))
         yield
 
 

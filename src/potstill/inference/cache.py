@@ -35,9 +35,11 @@ class CachingEngine:
     """An `Engine` that caches the texts of another engine. `generated` and `reused` count texts."""
 
     def __init__(self, engine: Engine, path: Path) -> None:
+        """path: the file that stores new texts. The texts of the other files in its folder are used, too."""
         self._engine = engine
         self._file = storage.Appender(path)
-        self._rows = {row["key"]: row for row in storage.read_complete_lines(path)}
+        files = sorted(path.parent.glob(f"*{path.suffix}"))
+        self._rows = {row["key"]: row for file in files for row in storage.read_complete_lines(file)}
         self.generated = self.reused = 0
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:

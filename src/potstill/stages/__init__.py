@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
+    from potstill.storage.segments import Shard
 
 
 class StageResult(NamedTuple):
@@ -35,6 +36,7 @@ class Stage(Protocol):
     reads        the recipe keys, or sections of keys, that it reads
     after        the earlier stages whose files it reads
     distributed  whether all processes that torchrun or srun started make the stage together
+    shared       whether several processes can each make a shard of the stage's work (`begin_shards`, `make_shard`)
     digested     the keys among `reads` that change the content of the output only through the digests of `inputs`, so
                  that runs with different values may have the same output
     growing      the keys, or sections of keys, whose values may rise after the stage is finished, because it then
@@ -45,6 +47,7 @@ class Stage(Protocol):
     reads: ClassVar[tuple[str, ...]]
     after: ClassVar[tuple[str, ...]]
     distributed: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
     digested: ClassVar[tuple[str, ...]] = ()
     growing: ClassVar[tuple[str, ...]] = ()
     unaffected: ClassVar[tuple[str, ...]] = ()
@@ -56,9 +59,20 @@ class Stage(Protocol):
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         """Make the stage, or resume it if it was interrupted. The stages in `after` are finished.
 
-        Raises UserError for every error that only the user can fix.
+        For a shared stage, this also merges what shards have stored, and makes what is missing. The output does not
+        depend on the shards. Raises UserError for every error that only the user can fix.
         """
         ...
+
+    def begin_shards(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        """Prepare the stage's folder for a shard, while no other process prepares one or makes the stage."""
+
+    def make_shard(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        """Make and store what is missing of one shard. Other processes may make other shards at the same time."""
+
+    def launcher_conflict(self, recipe: Recipe) -> str:
+        """Why the processes of torchrun or srun cannot share this stage, in a phrase; empty if they can."""
+        return ""
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         """Name -> digest, for the inputs from outside the run. Raises UserError if an input is missing.

@@ -8,9 +8,14 @@ positions and kept probability by kind. The stage fails if too few positions hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from potstill import alignment, models, progress, storage, teachers, tokenization
 from potstill.alignment import cross_tokenizer, rewrite, target_store, text_rule_completions
@@ -18,17 +23,21 @@ from potstill.alignment.coverage import Coverage, low_mass_warning
 from potstill.calculator import equations
 from potstill.errors import UserError
 from potstill.recipe import Recipe
-from potstill.records import Chain, Target
+from potstill.records import Chain
 from potstill.stages import Stage, StageResult
-from potstill.storage import manifest, parquet
+from potstill.storage import parquet
+from potstill.storage.segments import Shard
 from potstill.training import examples
 
+BLOCK_QUESTIONS: Final = 32  # the questions of a block, the unit that a shard stores
+KeptChain = tuple[Chain, Chain, rewrite.Spans]  # a chain, the same as it is taught, and its certain spans
 WARNING_KEY = "transfer.min_transferred_probability"  # changes no target
 
 
 class Align(Stage):
     reads = ("transfer", "student.model", "student.tokenizer", "teacher.kind", "teacher.model")
     after = ("sample", "filter")
+    shared = True
     digested = ("student.model", "student.tokenizer")
 
     def versions(self) -> dict[str, int]:
@@ -59,13 +68,8 @@ class Align(Stage):
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         tokenizer = models.tokenizer_from_recipe(recipe)
-        if recipe.transfer.calculator_marks == "insert":
-            _check_calculator_marks(tokenizer)
-        coverage = Coverage(tokenizer)
-        folder = examples.targets_folder(run_dir, recipe)
-        arrays = target_store.pack_targets(
-            _iter_targets(run_dir, recipe, tokenizer, coverage), recipe.transfer.min_probability
-        )
+        folder, coverage = examples.targets_folder(run_dir, recipe), Coverage(tokenizer)
+        arrays = target_store.join_blocks(_all_blocks(run_dir, recipe, tokenizer, coverage))
         coverage.check(recipe.transfer.min_coverage, recipe.transfer.rule)
         paths = [folder / target_store.ORIGIN_FILE]
         storage.write_json(paths[0], examples.target_origin(run_dir, recipe, tokenizer).as_json())
@@ -77,36 +81,105 @@ class Align(Stage):
             progress.print_line(f"align: {warning}", "yellow")
         return StageResult(paths, counts)
 
+    def make_shard(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        tokenizer, blocks = models.tokenizer_from_recipe(recipe), _list_blocks(run_dir)
+        missing = [number for number in shard.of(range(len(blocks))) if not _block_path(run_dir, number).exists()]
+        own = {number: blocks[number] for number in missing}
+        for number, block in _make_blocks(run_dir, recipe, tokenizer, own):
+            parquet.write_arrays(_block_path(run_dir, number), block)
 
-def _iter_targets(
+
+def _block_path(run_dir: Path, number: int) -> Path:
+    first = number * BLOCK_QUESTIONS
+    return run_dir / "align" / "shards" / f"questions-{first:07}-{first + BLOCK_QUESTIONS - 1:07}.npz"
+
+
+def _list_blocks(run_dir: Path) -> list[dict[str, int]]:
+    """The questions with kept chains, and their numbers of kept chains, in blocks in the order of the chains."""
+    kept = Counter(key[0] for key, verdict in parquet.read_verdicts(_verdicts(run_dir)) if verdict.kept)
+    rows = list(kept.items())
+    return [dict(rows[start : start + BLOCK_QUESTIONS]) for start in range(0, len(rows), BLOCK_QUESTIONS)]
+
+
+def _all_blocks(
     run_dir: Path, recipe: Recipe, tokenizer: tokenization.Tokenizer, coverage: Coverage
-) -> Iterator[tuple[Chain, Target]]:
-    """The kept chains with their targets.
+) -> Iterator[dict[str, np.ndarray]]:
+    """The targets of all blocks, in their order. Those that no shard has stored are made. `coverage` counts all targets."""
+    blocks = _list_blocks(run_dir)
+    stored = {number for number in range(len(blocks)) if _block_path(run_dir, number).exists()}
+    missing = {number: block for number, block in enumerate(blocks) if number not in stored}
+    made = _make_blocks(run_dir, recipe, tokenizer, missing)
+    for number in range(len(blocks)):
+        block = parquet.read_arrays(_block_path(run_dir, number)) if number in stored else next(made)[1]
+        coverage.add_counts(json.loads(block["coverage"].tobytes()))
+        yield block
 
-    The rule `text` holds all chains in memory, because it completes words of one chain with words of other chains.
+
+def _make_blocks(
+    run_dir: Path, recipe: Recipe, tokenizer: tokenization.Tokenizer, blocks: Mapping[int, Mapping[str, int]]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """The numbers of some blocks, ascending, with the targets of their chains.
+
+    The rule `text` also reads the texts of all other chains, because it completes words of one chain with words of others.
     """
-    filtered = manifest.read_finished(run_dir / "filter")
-    assert filtered is not None, "filter is finished before its verdicts are read"
-    graded = parquet.chains_with_verdicts(
-        run_dir / "sample" / "chains.parquet", run_dir / "filter" / "verdicts.parquet"
-    )
     section = recipe.transfer
-    right = (chain for chain, verdict in graded if verdict.kept)
-    kept = ((chain, *rewrite.prepare_chain(chain, section.rewrite, section.calculator_marks)) for chain in right)
-    options: dict[str, dict[str, Any]] = {}
+    if section.calculator_marks == "insert":
+        _check_calculator_marks(tokenizer)
+    if not blocks:
+        return
+    block_of = {question: number for number, block in blocks.items() for question in block}
+    kept, options = _read_kept(run_dir, recipe, block_of), dict[str, dict[str, Any]]()
     if section.rule == "text":
-        kept, tokenizers = list(kept), _teacher_tokenizers(recipe)
-        for source in recipe.sources:  # the chains of one teacher say nothing about the words of another
-            own = [taught for chain, taught, _ in kept if source in ("", chain.source)]
-            completions = text_rule_completions.completions(own, tokenizer)
-            options[source] = {"completions": completions, "teacher": tokenizers.get(source)}
-    with progress.bar("align", filtered.counts["kept"], "chains") as tick:
-        for chain, taught, certain in kept:
-            own_options = options.get(chain.source if recipe.teachers else "", {})
-            target = cross_tokenizer.transfer(taught, tokenizer, recipe.transfer.rule, certain=certain, **own_options)
-            coverage.add(taught, target, certain)
-            yield chain, target
-            tick()
+        kept = list(kept)
+        options = _text_rule_options(run_dir, recipe, tokenizer, kept, block_of)
+    total = sum(chains for block in blocks.values() for chains in block.values())
+    with progress.bar("align", total, "chains") as tick:
+        for number, chains in groupby(kept, key=lambda row: block_of[row[0].question]):
+            targets, coverage = [], Coverage(tokenizer)
+            for chain, taught, certain in chains:
+                own_options = options.get(chain.source if recipe.teachers else "", {})
+                target = cross_tokenizer.transfer(taught, tokenizer, section.rule, certain=certain, **own_options)
+                coverage.add(taught, target, certain)
+                targets.append((chain, target))
+                tick()
+            counts = np.frombuffer(json.dumps(coverage.counts()).encode(), np.uint8)
+            yield number, {**target_store.pack_block(targets, section.min_probability), "coverage": counts}
+
+
+def _read_kept(
+    run_dir: Path, recipe: Recipe, questions: Collection[str] | None, *, candidates: bool = True
+) -> Iterator[KeptChain]:
+    """The kept chains of some questions, in their order. questions: None for all; candidates: whether to read them."""
+    section, chains = recipe.transfer, run_dir / "sample" / "chains.parquet"
+    graded = parquet.chains_with_verdicts(chains, _verdicts(run_dir), questions, candidates=candidates)
+    for chain, verdict in graded:
+        if verdict.kept:
+            yield chain, *rewrite.prepare_chain(chain, section.rewrite, section.calculator_marks)
+
+
+def _text_rule_options(
+    run_dir: Path,
+    recipe: Recipe,
+    tokenizer: tokenization.Tokenizer,
+    kept: Sequence[KeptChain],
+    questions: Collection[str],
+) -> dict[str, dict[str, Any]]:
+    """Source -> the options of the rule `text`. kept: the kept chains of the questions, which alone need candidates."""
+    own = {chain.key: taught for chain, taught, _ in kept}
+    everything = [
+        own[chain.key] if chain.question in questions else taught
+        for chain, taught, _ in _read_kept(run_dir, recipe, None, candidates=False)
+    ]
+    options, tokenizers = {}, _teacher_tokenizers(recipe)
+    for source in recipe.sources:  # the chains of one teacher say nothing about the words of another
+        of_source = [chain for chain in everything if source in ("", chain.source)]
+        completions = text_rule_completions.completions(of_source, tokenizer)
+        options[source] = {"completions": completions, "teacher": tokenizers.get(source)}
+    return options
+
+
+def _verdicts(run_dir: Path) -> Path:
+    return run_dir / "filter" / "verdicts.parquet"
 
 
 def _check_calculator_marks(tokenizer: tokenization.Tokenizer) -> None:

@@ -18,11 +18,13 @@ from potstill.recipe import Recipe
 from potstill.records import Checkpoint, Choice
 from potstill.serialization import to_json
 from potstill.stages import Stage, StageResult
+from potstill.storage.segments import Shard
 
 
 class Evaluate(Stage):
     reads = ("evaluate", "questions", "seed")
     after = ("collect", "train")
+    shared = True
     growing = ("evaluate.interpolate",)
 
     def versions(self) -> dict[str, int]:
@@ -51,6 +53,17 @@ class Evaluate(Stage):
         for step in steps:
             paths += checkpoint.evaluate_checkpoint(run_dir, recipe, folder, step, "validation")
         return StageResult(paths, {"steps": [step.json_value for step in steps]})
+
+    def begin_shards(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        for step in checkpoint.list_checkpoints_to_evaluate(run_dir, recipe):
+            checkpoint.begin_checkpoint(run_dir, recipe, run_dir / "evaluate", step, "validation")
+
+    def make_shard(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        steps = checkpoint.list_checkpoints_to_evaluate(run_dir, recipe)
+        checkpoint.answer_shard(run_dir, recipe, run_dir / "evaluate", steps, "validation", shard)
+
+    def launcher_conflict(self, recipe: Recipe) -> str:
+        return checkpoint.launcher_conflict(recipe)
 
 
 class Select(Stage):

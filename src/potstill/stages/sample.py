@@ -39,6 +39,7 @@ TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 class Sample(Stage):
     reads = ("teacher", "teachers", "seed")
     after = ("collect",)
+    shared = True
     growing = ("teacher.enough",)
     unaffected = (
         *("train.replay.sets", "train.replay.file", "on_policy.sets"),
@@ -78,6 +79,20 @@ class Sample(Stage):
             described = {source: storage.read_json(path) for source, path in servers.items()}
             counts |= {"server": described.get("", described)}
         return StageResult([table, *servers.values()], counts)
+
+    def begin_shards(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        for source, only in recipe.sources.items():
+            if teachers.from_recipe(only).metered:
+                ledger.split_budget(run_dir, shard, source)
+
+    def make_shard(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        sample_missing(run_dir, recipe, shard)
+
+    def launcher_conflict(self, recipe: Recipe) -> str:
+        if any(teachers.from_recipe(only).metered for only in recipe.sources.values()):
+            return "one process keeps a server busy"
+        is_vllm = any(only.teacher.kind == "vllm" for only in recipe.sources.values())
+        return "vLLM chooses its GPUs itself" if is_vllm else ""
 
 
 def _server_path(folder: Path, source: str) -> Path:

@@ -18,11 +18,13 @@ from potstill.recipe import Recipe
 from potstill.stages import Stage, StageResult
 from potstill.storage import manifest
 from potstill.storage.manifest import VERSION_PREFIX
+from potstill.storage.segments import Shard
 
 
 class Test(Stage):
     reads = ("evaluate", "questions", "seed")
     after = ("collect", "train", "select", "repair")
+    shared = True
     growing = ("select.also", "select.weights")  # weights: of the other choice `weighted`
 
     def versions(self) -> dict[str, int]:
@@ -49,13 +51,30 @@ class Test(Stage):
         return tested != wanted
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
-        if recipe.select.also:  # the other choices are made from the validation answers
-            evaluated = manifest.read_finished(run_dir / "evaluate")
-            assert evaluated is not None, "evaluate comes before test"
-            manifest.verify_files(run_dir, evaluated)
+        _verify_answers(run_dir, recipe)
         steps = choice.list_checkpoints_to_test(run_dir, recipe)
         folder, paths = run_dir / "test", []
         for step in steps:
             paths += checkpoint.evaluate_checkpoint(run_dir, recipe, folder, step, "test")
         also = {"also": described} if (described := choice.describe_others(recipe)) else {}
         return StageResult(paths, {"steps": [step.json_value for step in steps], **also})
+
+    def begin_shards(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        _verify_answers(run_dir, recipe)
+        for step in choice.list_checkpoints_to_test(run_dir, recipe):
+            checkpoint.begin_checkpoint(run_dir, recipe, run_dir / "test", step, "test")
+
+    def make_shard(self, run_dir: Path, recipe: Recipe, shard: Shard) -> None:
+        steps = choice.list_checkpoints_to_test(run_dir, recipe)
+        checkpoint.answer_shard(run_dir, recipe, run_dir / "test", steps, "test", shard)
+
+    def launcher_conflict(self, recipe: Recipe) -> str:
+        return checkpoint.launcher_conflict(recipe)
+
+
+def _verify_answers(run_dir: Path, recipe: Recipe) -> None:
+    """Raise UserError if the validation answers, from which other choices are made, have changed."""
+    if recipe.select.also:
+        evaluated = manifest.read_finished(run_dir / "evaluate")
+        assert evaluated is not None, "evaluate comes before test"
+        manifest.verify_files(run_dir, evaluated)

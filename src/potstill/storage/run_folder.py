@@ -32,22 +32,22 @@ def lock_run(run_dir: Path, *, wait: float = 0, allow_shards: bool = False) -> I
     """Lock a run for this process. The lock ends with the process, even if the process is killed.
 
     wait          seconds to wait for another process
-    allow_shards  whether other processes may sample shards of the run meanwhile
+    allow_shards  whether other processes may make shards of a stage meanwhile
 
     Raises UserError if another process holds the lock of the run or of one of its shards.
     """
     with hold_lock(run_dir, ".lock", wait, "another process is working on this run"):
         for lock in () if allow_shards else sorted(run_dir.glob(SHARD_LOCK.format("*"))):
-            message = f"another process is sampling a shard of this run ({lock.stem.removeprefix('.')})"
+            message = f"another process is working on a shard of this run ({lock.stem.removeprefix('.')})"
             with hold_lock(run_dir, lock.name, 0, message):
                 pass
         yield
 
 
 def lock_shard(run_dir: Path, number: int, count: int) -> contextlib.AbstractContextManager[None]:
-    """Lock one shard of a run's sampling for this process. Raises UserError if another process holds the lock."""
+    """Lock one shard of a run's work for this process. Raises UserError if another process holds the lock."""
     name = SHARD_LOCK.format(f"{number}-of-{count}")
-    return hold_lock(run_dir, name, 0, f"another process is sampling shard {number}/{count} of this run")
+    return hold_lock(run_dir, name, 0, f"another process is working on shard {number}/{count} of this run")
 
 
 @contextlib.contextmanager
@@ -85,15 +85,24 @@ def hold_lock(folder: Path, name: str, wait: float, message: str) -> Iterator[No
 
 
 def running_shards(run_dir: Path) -> list[str]:
-    """The shards of a run that other processes are sampling now, such as `3-of-8`."""
-    running = []
-    for lock in sorted(run_dir.glob(SHARD_LOCK.format("*"))):
-        try:
-            with hold_lock(run_dir, lock.name, 0, "the shard is locked"):
-                pass
-        except UserError:
-            running.append(lock.stem.removeprefix(".shard-"))
-    return running
+    """The shards of a run on which other processes are working now, such as `3-of-8`."""
+    locks = sorted(run_dir.glob(SHARD_LOCK.format("*")))
+    return [lock.stem.removeprefix(".shard-") for lock in locks if _is_locked(run_dir, lock.name)]
+
+
+def is_shard_running(run_dir: Path, number: int, count: int) -> bool:
+    """Whether another process is working on a shard of a run now."""
+    return _is_locked(run_dir, SHARD_LOCK.format(f"{number}-of-{count}"))
+
+
+def _is_locked(run_dir: Path, name: str) -> bool:
+    try:
+        with hold_lock(run_dir, name, 0, "the lock is held"):
+            return False
+    except UserError as fault:
+        if fault.code != "E-run-locked":
+            raise
+        return True
 
 
 def list_saved_steps(folder: Path, last: int | None = None) -> list[int]:
@@ -109,12 +118,8 @@ def working_processes(run_dir: Path) -> list[str]:
     """
     working = []
     for lock in (".lock", *sorted(path.name for path in run_dir.glob(SHARD_LOCK.format("*")))):
-        if holder := _describe_holder(run_dir, lock):
-            try:
-                with hold_lock(run_dir, lock, 0, "the run is locked"):
-                    pass
-            except UserError:
-                working.append(holder)
+        if (holder := _describe_holder(run_dir, lock)) and _is_locked(run_dir, lock):
+            working.append(holder)
     return working
 
 

@@ -1,13 +1,8 @@
-"""Training with several processes: their rendezvous, the distribution of the student, and its optimizer's state.
+"""Training with several processes: the distribution of the student, and its optimizer's state.
 
-torchrun or srun starts the processes. The first process runs every stage; the others only train.
-
-    first process     collect ... align  call   train  evaluate ... report
-    every other       wait ............  follow train  end
-
-Only the first process takes the run's lock and writes. The others wait at a store of torch.distributed until the first
-process calls them to a stage, or dismisses them because no stage needs them. They read the run's folder, so all machines
-need access to it.
+torchrun or srun starts the processes, and the first process calls the others to the stage (`process_group`). While they
+train, only the first process writes, except for the optimizer's state. All read the run's folder, so all machines need
+access to it.
 
 `train.sharding` chooses how the student is distributed:
 
@@ -33,11 +28,8 @@ default format contains a pickle, which could run code when it is loaded.
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -50,90 +42,15 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from potstill import process, storage
 from potstill.errors import UserError
 from potstill.models import Student, default_device
-from potstill.process import ProcessRank
 from potstill.training.optimizer import Optimizer, mismatch_error, named_parameters, optimizer_state, restore_optimizer
 
 T = TypeVar("T")
-RECIPE_KEY: Final = "verdict"  # key of the store; its value is the recipe as text for a call, or null for a dismissal
-RENDEZVOUS_TIMEOUT: Final = timedelta(minutes=30)  # until all processes have started
-STAGE_TIMEOUT: Final = timedelta(days=30)  # while the first process runs stages alone
-COLLECTIVE_TIMEOUT: Final = timedelta(
-    hours=1
-)  # while one process is slower, for example because it writes a checkpoint
-
-
-class ProcessGroup:
-    """The connection of this process to the others. Every process creates one; the call waits until all have done so."""
-
-    def __init__(self, rank: ProcessRank) -> None:
-        host, port = process.read_main_address()
-        self.rank, self._called = rank, False
-        self._store, _, _ = next(rendezvous(f"tcp://{host}:{port}", rank.rank, rank.world, timeout=RENDEZVOUS_TIMEOUT))
-
-    @contextmanager
-    def call(self, recipe: str) -> Iterator[None]:
-        """Called by the first process: call the others to the stage that runs in this block.
-
-        recipe  the text of the recipe
-        """
-        self._called = True
-        self._store.set(RECIPE_KEY, json.dumps(recipe))
-        with self._collectives():
-            yield
-
-    @contextmanager
-    def follow(self, recipe: str) -> Iterator[bool]:
-        """Called by the other processes: wait for the first one. Yields True if it calls; the block then runs the stage.
-
-        Raises UserError if the first process has another recipe.
-        """
-        self._store.wait([RECIPE_KEY], STAGE_TIMEOUT)
-        called_with = json.loads(self._store.get(RECIPE_KEY))
-        self._store.set(f"heard {self.rank.rank}", "")
-        if called_with is None:
-            yield False
-            return
-        if called_with != recipe:
-            raise UserError(
-                "the processes of this run were started with different recipes",
-                code="E-train-different-recipes",
-                where=f"process {self.rank.rank} of {self.rank.world}",
-                hint="start all processes with the same command and the same files",
-            )
-        with self._collectives():
-            yield True
-
-    def dismiss(self) -> None:
-        """Tell the other processes to end. Does nothing if they were called to a stage."""
-        if self._called:
-            return
-        self._store.set(RECIPE_KEY, json.dumps(None))
-        with suppress(RuntimeError):  # a killed process never confirms
-            self._store.wait([f"heard {rank}" for rank in range(1, self.rank.world)], timedelta(seconds=30))
-
-    @contextmanager
-    def _collectives(self) -> Iterator[None]:
-        device = default_device()
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=distributed.PrefixStore("group", self._store),  # pyright: ignore
-            rank=self.rank.rank,
-            world_size=self.rank.world,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
-        try:
-            yield
-        finally:
-            distributed.destroy_process_group()
 
 
 def rank_and_world() -> tuple[int, int]:
