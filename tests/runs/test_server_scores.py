@@ -18,17 +18,21 @@ import stub
 import tiny
 from crashing import Crash, crash
 from fork_server import start
+from model_stub import ModelStub
+from potstill import inference, models, prompts
 from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.recipe.teacher import TeacherSection
 from potstill.records import END, Chain, Prompt, Turn
 from potstill.report.model import billed_costs
 from potstill.storage import ledger, parquet, segments
+from potstill.teachers import local_model
 from potstill.teachers.openai_api import stored_scores, teacher
 from potstill.teachers.openai_api.scoring import score_texts
 from potstill.teachers.openai_api.stored_scores import StoredScorer
 from scoring_stub import ScoringStub
 
+ZERO_SHOT = prompts.FORMATS["zero-shot-rationale"]
 Rows = list[tuple[Prompt, Chain]]
 WORDS = (" so", " we", " add", " Zoë", " 12", " cafés", ".", "\n", " =", " it", " 🙂", "s")
 
@@ -118,6 +122,30 @@ def test_the_scores_are_those_of_score_texts(tmp_path: Path, methods: tuple[str,
     assert server.billed == spent(tmp_path) + sum(  # the requests of score_texts
         len(scoring_stub.entries_of(prompt + chain.text, 1)) for prompt, chain in plain
     )
+
+
+def test_the_scores_are_those_of_the_same_model_in_this_process(world: Path, tmp_path: Path) -> None:
+    """`StoredScorer.score` means what `local_model.score_chains` means: equal texts, tokens and log-probabilities."""
+    student, k = models.open_student(world / "teacher"), 5
+    texts = []
+    for row in tiny.rows("sums", 10):
+        prompt = prompts.build_prompt(row["question"], ZERO_SHOT, style=prompts.TEACHER_STYLE)
+        text = prompts.format_solution(row["rationale"], row["answer"])
+        texts.append((prompt, Chain.from_text(row["id"], 0, text, source="own", stop="end")))
+        texts.append((prompt, Chain.from_text(row["id"], 1, text[:12], source="own", stop="length")))
+    with stub.running(ModelStub, student=student) as server:
+        recipe = plan(server.url, tokenizer=str(world / "teacher"))
+        recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"top_logprobs": k})})
+        chains = scored(recipe, tmp_path, texts)
+        assert spent(tmp_path) == server.billed
+    engine = inference.open_engine(student)
+    local = local_model.score_chains(engine, texts, top_logprobs=k, batch_tokens=400)
+    for chain, same in zip(chains, local, strict=True):
+        assert (chain.key, chain.content, chain.stop) == (same.key, same.content, same.stop)
+        assert (chain.tokens, chain.spans, chain.semantics) == (same.tokens, same.spans, same.semantics)
+        assert len(chain.candidates) == len(same.candidates)
+        for step, other in zip(chain.candidates, same.candidates, strict=True):
+            assert {piece: pytest.approx(value, abs=2e-5) for piece, value in other} == dict(step)
 
 
 def test_an_empty_text_has_the_probability_of_its_end(tmp_path: Path) -> None:

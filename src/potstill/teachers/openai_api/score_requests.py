@@ -195,7 +195,7 @@ class ScoreRequests:
             return None, "the server broke the response off"
         if self.method == "echo" and not (choice.text or "").startswith(request_text):
             return None, OTHER_TEXT
-        scored = read_scored_chain(choice, text.prompt, text.text, self.context)
+        scored = read_scored_chain(choice, text.prompt, text.text, self.context, newline_ends=True)
         if DEFECT_BEYOND_TEXT in scored.defects:
             return None, OTHER_TEXT
         entries = read_prompt_entries(choice, request_text, self.context)

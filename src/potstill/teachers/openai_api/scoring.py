@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 from potstill.errors import UserError
 from potstill.records import END, Chain
+from potstill.teachers.chain_parts import merge_end_outcomes
 from potstill.teachers.openai_api import chain_reader
 from potstill.teachers.openai_api.budgeted_client import BudgetedClient
 from potstill.teachers.openai_api.client import Client
@@ -62,8 +63,12 @@ def build_scoring_request(
     return body | ({"echo": True} if method == "echo" else {"prompt_logprobs": k} if method else {})
 
 
-def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderContext) -> Chain:
+def read_scored_chain(
+    choice: Choice, prompt: str, text: str, context: ReaderContext, *, newline_ends: bool = False
+) -> Chain:
     """The chain of `text`, without a key, with the log-probabilities of a response.
+
+    newline_ends  whether a newline after the text also ends it, as for a text that a local model scores
 
     Tokens that span the border between prompt and text, and tokens of unknown bytes, are omitted. An empty text has no
     tokens, only the step of the end. Raises UserError if the response does not score the text.
@@ -91,9 +96,12 @@ def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderCon
         hint, found = "set teacher.server.tokenizer to the tokenizer of the served model", request_text[:80]
         what = "the server's tokens do not fit the text"
         raise UserError(what, code="E-teacher-wrong-tokenizer", found=found, hint=hint)
-    if after is not None and any(piece is END for piece, _, _ in (*after.alternatives, (after.piece, 0, 0.0))):
-        outcomes = ((piece, value) for piece, _, value in after.alternatives if piece and value is not None)
-        candidates.append(tuple((piece, chain_reader.round_logprob(value)) for piece, value in outcomes))
+    if after is not None:
+        rows = [(piece, value) for piece, _, value in after.alternatives if piece and value is not None]
+        step = tuple((piece, chain_reader.round_logprob(value)) for piece, value in rows)
+        step = merge_end_outcomes(step) if newline_ends else step
+        if after.piece is END or any(piece is END for piece, _ in step):
+            candidates.append(step)
     if candidates and not candidates[-1]:
         candidates.pop()
     defects.discard(chain_reader.DEFECT_HIDDEN)  # the first token of the prompt never has a log-probability

@@ -150,6 +150,7 @@ class StoredScorer:
         """The chains with unchanged texts and keys, and with the tokens and raw log-probabilities of the server.
 
         rows  pairs of the model's prompt and the chain. The server sees `prompt.plain + prompt.lead`
+        A newline after a text counts as its end. The step of the end is left out if no alternative of the server is an end.
 
         Raises UserError if the budget is spent, if the server cannot score, refuses a text or does not answer. All scores
         received before are stored.
