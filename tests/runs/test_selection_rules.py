@@ -17,7 +17,7 @@ from potstill.evaluation import checkpoint, choice
 from potstill.recipe import parse_recipe
 from potstill.recipe.selection import WITHOUT_RETAIN
 from potstill.records import Checkpoint, Choice
-from potstill.report import collect
+from potstill.report import notes
 from potstill.report.model import WITHOUT_BOUNDS
 from potstill.run_status import read_status
 from potstill.stages import open_stage
@@ -266,7 +266,7 @@ def test_early_stopping_depends_on_the_rule_and_not_on_bounds(large: Path) -> No
 
 def test_the_page_of_a_weighted_rule_says_what_was_not_measured(large: Path) -> None:
     sets = "questions={train: [sums], in_distribution: [sums], out_of_distribution: [], generic: []}"
-    [note] = collect.note_groups(tiny.recipe(large, sets, "select={rule: weighted, weights: {sums: 1}}"))
+    [note] = notes.note_groups(tiny.recipe(large, sets, "select={rule: weighted, weights: {sums: 1}}"))
     assert "questions of sums, by their weighted mean accuracy." in note and "No generic set was measured" in note
 
 

@@ -196,7 +196,7 @@ def test_the_page_says_how_the_student_did_on_other_templates(finished: Path, wo
 def test_accuracy_is_given_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     from potstill.evaluation import checkpoint
     from potstill.records import BASE, Checkpoint, Choice, Prediction
-    from potstill.report import collect
+    from potstill.report import notes
     from potstill.report.run_files import RunFiles
 
     chosen = Checkpoint(4)
@@ -212,7 +212,7 @@ def test_accuracy_is_given_with_and_without(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(run_questions, "read_templates", lambda run, split: {"s": {"s/0", "s/1"}})
     files = RunFiles(Path(), tiny.recipe(Path()))
     files.choice = Choice(chosen, "", "zero-shot-rationale", "greedy", ())
-    assert list(collect.note_templates(files)) == [
+    assert list(notes.note_templates(files)) == [
         "2 of the 4 test questions of s differ from a training question only in numbers and names. The chosen checkpoint"
         " is right on 100.0 % of them and on 50.0 % of the other 2 (the base: 50.0 % and 0.0 %)."
     ]
