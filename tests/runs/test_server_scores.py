@@ -229,7 +229,9 @@ def test_every_fault_at_five_per_cent(tmp_path: Path, method: str, kinds: tuple[
         requests = len(server.seen)
         assert scored(recipe, tmp_path, texts) == chains and len(server.seen) == requests
     assert lines == 150 == len((tmp_path / "train" / "scores.jsonl").read_bytes().splitlines())
-    assert sum(server.scored.values()) <= 150 + 10, "usable scores are not requested again"
+    timeouts = sum(number for message, number in usage.faults.items() if message.startswith("no complete response"))
+    late = max(0, timeouts - server.struck["hang"] - server.struck["slow drip"])  # on a busy machine
+    assert sum(server.scored.values()) <= 150 + 10 + late, "usable scores are not requested again"
     largest = max(len(p.plain + p.lead + c.text) for p, c in texts) + 1
     assert server.billed + server.billed_otherwise <= spent(tmp_path) <= server.billed + usage.retries * largest
     assert usage.retries > 50
@@ -241,7 +243,8 @@ def test_every_fault_at_five_per_cent(tmp_path: Path, method: str, kinds: tuple[
 def test_each_fault_alone(tmp_path: Path, kind: str) -> None:
     texts = rows(30)
     with serving(faults=0.3, kinds=(kind,), stuck=1.0) as server:
-        chains = scored(plan(server.url, timeout=0.3, patience=60), tmp_path, texts)
+        timeout = 0.3 if kind in ("hang", "slow drip") else 5
+        chains = scored(plan(server.url, timeout=timeout, patience=60), tmp_path, texts)
         assert server.struck[kind] > 3
     check(chains, texts)
     if kind not in scoring_stub.BROKEN and kind != "no usage":

@@ -55,7 +55,7 @@ from potstill.teachers.protocol import UsageMeter
 
 VERSION: Final = 1  # of the scores of a text; other versions are other keys
 SCORES_FILE, SERVER_FILE = "scores.jsonl", "scorer.json"
-FIXED: Final = ("model", "top_logprobs", "tokenizer", "served", "bytes", "ids")  # these may not change during a run
+FIXED: Final = ("model", "top_logprobs", "tokenizer", "served", "ids")  # these may not change during a run
 MAX_PROBES: Final = 3  # times that the method is sought, because a fault may hide it
 MAX_END_TEXTS: Final = 3  # texts of up to teacher.max_tokens tokens, to see how the server names the end
 TOKENIZER_KEY: Final = "teacher.server.tokenizer"
@@ -201,7 +201,7 @@ class StoredScorer:
             row = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(capabilities).items()}
             self._server = {**self._fixed, "method": method, "next_token": gives_next_token, "capabilities": row}
             storage.write_json(self.folder / SERVER_FILE, self._server)
-        self._check_server({name: getattr(capabilities, name) for name in ("served", "bytes", "ids")})
+        self._check_server({name: getattr(capabilities, name) for name in ("served", "ids")})
         self._requests = ScoreRequests(
             self.settings, self._server, self._lookup, runner, client, self._store, self.usage
         )
