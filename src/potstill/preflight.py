@@ -21,7 +21,7 @@ from potstill.recipe import Recipe
 from potstill.records import Question
 from potstill.stages import open_stage
 from potstill.storage import manifest, segments
-from potstill.training import examples, loss_from_recipe
+from potstill.training import examples, loss_from_recipe, on_policy_divergence, scorer_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,10 @@ def _iter_checks(
     if recipe.has_teacher:
         yield "train", lambda: loss_from_recipe(recipe)
     if recipe.on_policy is not None:
-        yield "repair", lambda: loss_from_recipe(recipe, "on_policy")
+        yield "repair", lambda: on_policy_divergence(recipe, "on_policy")
+    if recipe.train.on_policy is not None and recipe.has_teacher:
+        yield "train", lambda: on_policy_divergence(recipe, "train.on_policy")
+        yield "train", lambda: scorer_models.check_scorers(recipe, weights=weights)
     if recipe.train.loss_weights is not None and recipe.has_teacher:
         yield "train", lambda: examples.check_format_mix(recipe)
     if recipe.train.replay is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,7 @@ from potstill.stages.repair import Repair
 from potstill.storage import manifest, read
 from potstill.teachers import local_model
 from potstill.tokenization import encoder
-from potstill.training.on_policy import (
-    hard_example,
-    rescore_across_tokenizers,
-    self_written_target,
-    teacher_forced_scores,
-)
+from potstill.training.scorers import hard_example, self_written_target, teacher_forced_scores, transfer_scores
 from tiny import ON_POLICY, REPLAY
 from tools.toy_models.tokenizer_training import train_bpe
 from training_steps import TEXTS, TOKENIZER, make_student
@@ -240,9 +236,8 @@ def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
         for name, text, end in (("a", "The answer is 4", own.eos), ("b", "2 + 2", None))
     ]
     whole = own.size
-    found = rescore_across_tokenizers(
-        inference.open_engine(scorer), own, own, asked.__getitem__, rows, top_k=whole, budget=99
-    )
+    score = partial(local_model.score_chains, inference.open_engine(scorer), top_logprobs=whole, batch_tokens=99)
+    found = transfer_scores(score, own, own, asked.__getitem__, rows)
     for one, other in zip(found, teacher_forced_scores(scorer, rows, whole), strict=True):
         assert one.target.ids == other.target.ids and one.prompt == other.prompt and one.question == other.question
         for position in range(len(one.target)):
@@ -262,9 +257,8 @@ def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() ->
     rows = [hard_example((7,), tuple(own.encode(t).ids), end, name, "own") for name, (t, end) in texts.items()]
 
     def told(rows: list[Example], budget: int) -> list[Example]:
-        return rescore_across_tokenizers(
-            inference.open_engine(scorer), other, own, asked.__getitem__, rows, top_k=9, budget=budget
-        )
+        score = partial(local_model.score_chains, inference.open_engine(scorer), top_logprobs=9, batch_tokens=budget)
+        return transfer_scores(score, other, own, asked.__getitem__, rows)
 
     found, turned = told(rows, 99), told(rows[::-1], 1)[::-1]
     for row, one, same in zip(rows, found, turned, strict=True):
@@ -287,9 +281,9 @@ def test_a_text_is_as_likely_through_transfer_as_the_scorer_says() -> None:
     )
     for text in ("In all there are 6 + 16 = 22 cookies. The answer is 22", "That makes 16 - 6 = 10 cookies."):
         row = hard_example((5,), tuple(own.encode(text).ids), own.eos, "q", "own")
-        [told] = rescore_across_tokenizers(
-            scorer, tokenization.load_tokenizer(models / "teacher"), own, lambda _: prompt, [row], top_k=20, budget=999
-        )
+        score = partial(local_model.score_chains, scorer, top_logprobs=20, batch_tokens=999)
+        told_by = tokenization.load_tokenizer(models / "teacher")
+        [told] = transfer_scores(score, told_by, own, lambda _, prompt=prompt: prompt, [row])
         chain = Chain.from_text("q", 0, prompts.restore_answer_line(text), source="own")
         [read] = local_model.score_chains(scorer, [(prompt, chain)], top_logprobs=20, batch_tokens=999)
         steps = zip((*read.tokens, END), read.candidates, strict=True)

@@ -22,7 +22,7 @@ EXAM = {"evaluate", "test", "repair", "train"}  # train where it stops by what i
 
 # Module with a VERSION -> the stages that are refused when it is raised.
 READ_BY = {
-    "alignment": {"align", "repair"},
+    "alignment": {"align", "repair", "train"},  # train with texts of the student
     "alignment.cross_tokenizer": {"align", "train", "repair"},
     "alignment.rewrite": {"align"},
     "alignment.target_store": {"align"},
@@ -45,7 +45,8 @@ READ_BY = {
     "prompts": {*EXAM, "collect", "sample"},
     "report.card": {"report"},
     "report.html": {"report"},
-    "teachers": {"sample", "repair"},
+    "teachers": {"sample", "repair", "train"},
+    "teachers.openai_api.stored_scores": {"train"},
     "tokenization": {*EXAM, "sample", "align"},
     "training": {"train", "repair"},
     "training.data_order": {"collect", "train", "repair"},
@@ -82,8 +83,11 @@ COUNTED_AS = {
     "__main__": None,
 }
 
+OWN_TEXTS = "train.on_policy={share: 0.5, scorers: {a: {sets: [sums]}, b: {sets: [more], kind: openai, model: m}}}"
+
 # Together these read everything.
 RECIPES = (
+    (OWN_TEXTS,),
     (
         *(REPLAY, ON_POLICY, "transfer.calculator_marks=insert", "filter.wrong_sums=drop"),
         "select.also=[in-distribution]",

@@ -150,7 +150,7 @@ def _find_templates(recipe: Recipe, kept: dict[str, dict[str, list[Question]]]) 
 
 def replayed_sets(recipe: Recipe) -> list[str]:
     """The sets whose training questions are replayed, or answered in on-policy distillation."""
-    sections = (recipe.train.replay, recipe.on_policy)
+    sections = (recipe.train.replay, recipe.train.on_policy, recipe.on_policy)
     return list(dict.fromkeys(name for section in sections if section for name in section.sets))
 
 

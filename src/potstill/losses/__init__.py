@@ -43,6 +43,7 @@ from potstill.losses.divergences import (
     reverse_kl,
     uses_beta,
 )
+from potstill.losses.on_policy import ON_POLICY_MEASURES, OnPolicyLoss, WrittenPositions
 from potstill.losses.sparse import (
     KERNELS,
     MISSING_PROBABILITY_MODES,
@@ -62,12 +63,15 @@ __all__ = [
     "DIVERGENCES",
     "KERNELS",
     "MISSING_PROBABILITY_MODES",
+    "ON_POLICY_MEASURES",
     "VERSION",
     "Divergence",
     "Kernel",
     "KernelTiming",
     "Loss",
     "MissingProbability",
+    "OnPolicyLoss",
+    "WrittenPositions",
     "candidate_log_probabilities",
     "default_chunk_rows",
     "forward_kl",

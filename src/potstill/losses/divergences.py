@@ -225,11 +225,15 @@ class Loss:
         `sparse_kl`."""
         if self.divergence == "forward_kl":
             return sparse_kl(hidden, lm_head, ids, probs, missing_probability=self.missing_probability, **head)
-        if self.missing_probability == "renormalised":
-            check_renormalisable(probs)
         log_q = candidate_log_probabilities(
             hidden, lm_head, ids, with_rest=self.missing_probability == "tail", is_candidate=probs > 0, **head
         )
+        return self.of_log_probabilities(log_q, probs)
+
+    def of_log_probabilities(self, log_q: Tensor, probs: Tensor) -> Tensor:
+        """The values [n] from a result of `candidate_log_probabilities` (`with_rest` under tail), not reduced."""
+        if self.missing_probability == "renormalised":
+            check_renormalisable(probs)
         return self._function(log_q, probs, self.missing_probability)
 
     def weighted_sum(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from potstill.models.batch import Batch, Example
+from potstill.models.batch import Batch, Example, WrittenText
 from potstill.models.chat_template import ChatSettings, ChatTemplate, open_chat_template
 from potstill.models.load import (
     auto_uses_chat_template,
@@ -64,6 +64,7 @@ __all__ = [
     "Shape",
     "StoredDType",
     "Student",
+    "WrittenText",
     "add_adapters",
     "auto_uses_chat_template",
     "base_dtype",

@@ -23,9 +23,25 @@ import torch
 from torch import Tensor
 
 from potstill.errors import UserError
+from potstill.losses import WrittenPositions
 from potstill.models.causal_unpadded import Packing
 from potstill.models.unpadded import Layout
 from potstill.records import Target
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenText:
+    """What training needs to know of a target that the student wrote itself, besides its scorer's distributions.
+
+    weight     weight of the divergence: 0 for a dropped text
+    advantage  advantage of each of the text's tokens
+    logprobs   [n] natural log-probabilities of the target's tokens under the weights that wrote them; None if these are
+               the current weights
+    """
+
+    weight: float = 1.0
+    advantage: float = 0.0
+    logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,7 @@ class Example:
     weight    weight of each of the target's positions in the loss, at least 0
     question  id of the question, for messages
     format    name of the prompt format, under which the loss is reported
+    written   given if the student wrote the text; such examples need an `OnPolicyLoss`
     """
 
     prompt: tuple[int, ...]
@@ -43,6 +60,7 @@ class Example:
     weight: float = 1.0
     question: str = ""
     format: str = ""
+    written: WrittenText | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +80,7 @@ class Batch:
     prompts        [b]: index in `prompt_ids` of each row's prompt; () without an encoder
     layouts        unpadded attention over prompts, over targets, and from targets to prompts; () without an encoder
     packing        decoder-only: positions of the tokens of unpadded rows; None if rows are padded
+    written        what the loss needs of texts that the student wrote; None if it wrote none of the targets
     """
 
     input_ids: Tensor
@@ -77,11 +96,16 @@ class Batch:
     prompts: tuple[int, ...] = ()
     layouts: tuple[Layout, ...] = ()
     packing: Packing | None = None
+    written: WrittenPositions | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on the device."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor | Packing)}
+        moved = {
+            name: value.to(device)
+            for name, value in values.items()
+            if isinstance(value, Tensor | Packing | WrittenPositions)
+        }
         return replace(self, **moved, layouts=tuple(layout.to(device) for layout in self.layouts))
 
     def __len__(self) -> int:
@@ -127,6 +151,27 @@ def candidate_tensors(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tens
     weights = np.repeat(np.asarray([example.weight for example in examples], np.float32), lengths)
     rows = np.repeat(np.arange(len(examples)), lengths)
     return torch.from_numpy(ids), torch.from_numpy(probabilities), torch.from_numpy(weights), torch.from_numpy(rows)
+
+
+def written_positions(examples: Sequence[Example]) -> WrittenPositions | None:
+    """The positions of texts that the student wrote; None if it wrote none of the targets, and never only some of them."""
+    texts = [(example.target, example.written) for example in examples]
+    own = [(target, text) for target, text in texts if text is not None]
+    if not own:
+        return None
+    assert len(own) == len(texts), "a batch has only texts of the student, or none"
+    lengths = torch.tensor([len(target) for target, _ in own])
+    weights, advantages = torch.tensor([[text.weight, text.advantage] for _, text in own]).float().T
+    written = None
+    if all(text.logprobs is not None for _, text in own):
+        written = torch.tensor([value for _, text in own for value in text.logprobs or ()])
+        assert len(written) == lengths.sum(), "a log-probability for every position"
+    return WrittenPositions(
+        tokens=torch.tensor([token for target, _ in own for token in target.ids]),
+        weights=weights.repeat_interleave(lengths),
+        advantages=advantages.repeat_interleave(lengths),
+        written=written,
+    )
 
 
 def index_prompts(examples: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[int]]:

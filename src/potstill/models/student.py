@@ -24,7 +24,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -36,9 +36,9 @@ from transformers.utils import logging
 
 from potstill import process, storage
 from potstill.errors import UserError
-from potstill.losses import DEFAULT_LOSS, Loss
+from potstill.losses import DEFAULT_LOSS, Loss, OnPolicyLoss
 from potstill.models import lora
-from potstill.models.batch import Batch, Example, check_examples
+from potstill.models.batch import Batch, Example, check_examples, written_positions
 from potstill.models.chat_template import ChatTemplate
 from potstill.models.weight_files import StoredDType
 from potstill.records import Prompt, Target
@@ -168,15 +168,19 @@ class Student(nn.Module):
                 hint="use the tokenizer that belongs to this model",
             )
 
-    def forward(self, batch: Batch, loss: Loss = DEFAULT_LOSS, *, summed: bool = False) -> Any:
+    def forward(self, batch: Batch, loss: Loss | OnPolicyLoss = DEFAULT_LOSS, *, summed: bool = False) -> Any:
         """Losses [n] float32 of the supervised positions in (example, position) order, in nats, unweighted.
 
         summed  return (sum(batch.weights * losses), losses) instead. The sum has a gradient, the losses have none; this
-                saves one matrix product for forward KL. Training uses it
+                saves one matrix product for forward KL. Training uses it. An `OnPolicyLoss` needs it, and a batch of
+                texts that the student wrote
         """
         head = self.head
         inputs = (self.hidden(batch), head.weight, batch.candidate_ids, batch.probabilities)
         options: dict[str, Any] = {"bias": head.bias, "scale": head.scale, "softcap": head.softcap}
+        if isinstance(loss, OnPolicyLoss):
+            assert summed and batch.written is not None, "an on-policy loss needs texts that the student wrote"
+            return loss.weighted_sum(*inputs, batch.weights, written=batch.written, **options)
         return loss.weighted_sum(*inputs, batch.weights, **options) if summed else loss(*inputs, **options)
 
     @property
@@ -203,7 +207,7 @@ class Student(nn.Module):
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Examples as tensors, in the given order. Raises UserError for a token that the tokenizer does not have."""
         check_examples(examples, self.tokenizer.size)
-        return self.collate(examples)
+        return replace(self.collate(examples), written=written_positions(examples))
 
     def filler_batch(self) -> Batch:
         """The smallest batch, with weight 0. A process computes it while other processes still have a micro-batch."""

@@ -28,6 +28,7 @@ from potstill.recipe.fields import (
     refuse,
     with_in_distribution_groups,
 )
+from potstill.recipe.on_policy import OnPolicySection, TrainOnPolicySection
 from potstill.recipe.selection import SelectSection, check_selection
 from potstill.recipe.student import StudentSection
 from potstill.recipe.teacher import (
@@ -86,6 +87,9 @@ class TrainSection(Section):
     replay: ReplaySection | None = Field(
         default=None,
         description="Generic rows that are mixed into every step; not related to the teacher kind replay.",
+    )
+    on_policy: TrainOnPolicySection | None = Field(
+        default=None, description="Texts of the current student in every step; without it, all texts are stored chains."
     )
     missing_probability: Literal["raw", "renormalised", "tail"] = Field(
         default="raw",
@@ -287,47 +291,6 @@ class EvaluateSection(Section):
         return with_vllm_batch(value, "engine")
 
 
-class OnPolicySection(Section):
-    """On-policy distillation after the selection: the selected student answers training questions of generic sets, and
-    learns the scores of the base student, or of another model, for each token. The result is tested next to the selected
-    checkpoint, but is not selected itself."""
-
-    sets: list[Name] = Field(min_length=1, description="Sets whose training questions the student answers.")
-    scorer: str | None = Field(
-        default=None,
-        description="Model that scores the answers, as in student.model; it may have another tokenizer. By default, the "
-        "base student.",
-    )
-    scorer_revision: str | None = Field(default=None, description="Branch, tag or commit of a scorer on the hub.")
-    divergence: str = Field(
-        default="reverse_kl", description="Divergence between scorer and student, as in train.divergence."
-    )
-    divergence_beta: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="The same as train.divergence_beta, for on_policy.divergence; by default, train.divergence_beta.",
-    )
-    top_logprobs: Positive = Field(
-        default=20, description="Number of the scorer's most likely tokens used at each position."
-    )
-    keep: Share | None = Field(
-        default=None,
-        description="Fraction of the questions that are training questions of the task; the selected student, before this "
-        "training, scores them.",
-    )
-    steps: Positive = Field(default=100, description="Number of optimizer steps.")
-    prompts_per_step: Positive = Field(default=32, description="Number of questions per step.")
-    samples: Positive = Field(default=1, description="Number of answers per question.")
-    temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of the student's answers.")
-    max_tokens: Positive = Field(default=256, description="Maximum number of tokens per answer.")
-    learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate, constant after the warmup.")
-    warmup_steps: Positive = Field(default=10, description="Number of steps of linear warmup.")
-    checkpoint_every: Positive = Field(
-        default=50, description="Number of steps between two checkpoints; an interrupted run resumes from the last one."
-    )
-
-
 class ReportSection(Section):
     examples: Count = Field(
         default=6,
@@ -424,13 +387,21 @@ class Recipe(Section):
             refuse("E-recipe-select-format", f"select.format {self.select.format!r} is not among evaluate.formats")
         if not any(self.train.formats.values()):
             refuse("E-recipe-formats", "train.formats gives every format the quota 0")
+        if self.train.on_policy and self.train.sharding == "full":
+            message = "train.on_policy needs all weights in every process: the student writes between the steps"
+            refuse("E-recipe-on-policy-sharding", message, hint="set train.sharding: none")
+        if self.train.on_policy and self.train.loss_weights is not None:
+            message = (
+                "train.loss_weights gives every format the same weight in every step, and own texts change their number"
+            )
+            refuse("E-recipe-on-policy-loss-weights", message, hint="remove train.loss_weights")
         if self.train.save_adapter and self.student.model is None:
             message = "train.save_adapter needs student.model, because an adapter is useless without its base"
             refuse("E-recipe-save-adapter", message)
         check_sources(self.teacher, self.teachers, self.train.sources, self.train.uniform_over)
         if self.has_teacher:
             self._check_training_sets()
-        elif self.on_policy:
+        elif self.on_policy or self.train.on_policy:
             refuse("E-recipe-on-policy-teacher", "on_policy needs a teacher: without a teacher, nothing is trained")
         self._check_evaluation()
         return self
@@ -446,7 +417,9 @@ class Recipe(Section):
         for name in self.train.replay.sets if self.train.replay else ():
             if name in questions.train:
                 refuse("E-recipe-set-trained", f"train.replay names {name}, which questions.train already names")
-        for key, section in (("train.replay", self.train.replay), ("on_policy", self.on_policy)):
+        train = self.train
+        sections = {"train.replay": train.replay, "train.on_policy": train.on_policy, "on_policy": self.on_policy}
+        for key, section in sections.items():
             for name in section.sets if section else ():
                 if name in questions.out_of_distribution:
                     refuse("E-recipe-set-selects", f"{key} names {name}, which is out of distribution: not trained on")
@@ -486,8 +459,8 @@ class Recipe(Section):
 
     def _check_limits(self, evaluated: list[str]) -> None:
         questions = self.questions
-        trained = [*questions.train, *(self.train.replay.sets if self.train.replay else ())]
-        trained += self.on_policy.sets if self.on_policy else []
+        sections = (self.train.replay, self.train.on_policy, self.on_policy)
+        trained = [*questions.train, *(name for section in sections if section for name in section.sets)]
         for split, sets in (("train", trained), ("validation", evaluated), ("test", evaluated)):
             limit = getattr(questions.limit, split)
             for name in limit if isinstance(limit, dict) else ():

@@ -90,8 +90,9 @@ def list_sets(recipe: Recipe) -> list[SetSource]:
     """The sets of a recipe, in the order of the recipe's groups. A set in several groups has the use of the first one."""
     sets, replay = recipe.questions, recipe.train.replay
     uses = dict.fromkeys(sets.train, "training")
-    for name in (*(replay.sets if replay else ()), *(recipe.on_policy.sets if recipe.on_policy else ())):
-        uses.setdefault(name, "training (replay)")
+    for section in (replay, recipe.train.on_policy, recipe.on_policy):
+        for name in section.sets if section else ():
+            uses.setdefault(name, "training (replay)")
     for name in (*sets.in_distribution, *sets.out_of_distribution, *sets.generic):
         uses.setdefault(name, "evaluation")
     return [_describe_set(recipe, name, use) for name, use in uses.items()]

@@ -41,7 +41,8 @@ class Stage(Protocol):
                  that runs with different values may have the same output
     growing      the keys, or sections of keys, whose values may rise after the stage is finished, because it then
                  continues; runs with different values have different outputs
-    unaffected   keys of earlier stages that do not change the files that this stage reads (`read_files`)
+    unaffected   keys, or sections of keys, of earlier stages that do not change the files that this stage reads
+                 (`read_files`)
     """
 
     reads: ClassVar[tuple[str, ...]]

@@ -15,7 +15,7 @@ from potstill.data import assemble, contamination, find_data_folder, labels, run
 from potstill.data.assemble import assemble_questions, replayed_sets
 from potstill.data.custom_set import read_replay_rows
 from potstill.errors import UserError
-from potstill.recipe import Recipe, find_path, recipe_data_folder
+from potstill.recipe import Recipe, find_path, flatten_keys, recipe_data_folder
 from potstill.records import Question
 from potstill.serialization import to_json
 from potstill.stages import Stage, StageResult
@@ -26,7 +26,7 @@ from potstill.training import data_order
 class Collect(Stage):
     reads = (
         *("sets", "questions", "seed", "evaluate.demonstrations", "train.demonstrations"),
-        *("train.replay.sets", "train.replay.file", "on_policy.sets"),
+        *("train.replay.sets", "train.replay.file", "on_policy.sets", "train.on_policy.scorers"),
     )
     after = ()
 
@@ -40,12 +40,17 @@ class Collect(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """`on_policy.sets` may change if all of its sets are also trained on or replayed: they have a training split then.
-        Of the sets, those without labels do not name the key."""
+        """The sets that the student answers on-policy may change if all of them are also trained on or replayed: they have
+        a training split then. The other keys of their scorers do not matter here. Of the sets, those without labels do not
+        name the key."""
         trained = {*recipe.questions.train, *(recipe.train.replay.sets if recipe.train.replay else ())}
         unlabelled = [f"sets.{name}.labels" for name, custom in recipe.sets.items() if custom.labels is None]
         known = recipe.on_policy and trained.issuperset(recipe.on_policy.sets)
-        return (*unlabelled, *(["on_policy.sets"] if known else ()))
+        section = recipe.train.on_policy
+        scorers = section.scorers if section is not None else {}
+        new = {f"train.on_policy.scorers.{name}.sets" for name in scorers if not trained.issuperset(scorers[name].sets)}
+        unread = set(flatten_keys(recipe, "train.on_policy.scorers")) - new
+        return (*unlabelled, *unread, *(["on_policy.sets"] if known else ()))
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         """Name -> digest, for the files that the recipe names, for the paper's split indices if the recipe uses them, and

@@ -12,7 +12,6 @@ The result does not change the choice of `select`. It answers the validation que
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from potstill import alignment, losses, models, progress, storage, teachers, tokenization, training
@@ -83,7 +82,7 @@ class Repair(Stage):
             return checkpoint.open_checkpoint(run_dir, recipe, chosen, rounded=False)
 
         student = open_choice() if newest is None else models.from_checkpoint(recipe, newest)
-        loss = training.loss_from_recipe(recipe, "on_policy")
+        loss = training.on_policy_divergence(recipe, "on_policy")
         scorer = _load_scorer(recipe, student)
         keeper = None if section.keep is None else open_choice()
         training.distribute_student(student)
@@ -94,7 +93,7 @@ class Repair(Stage):
         if newest is not None:
             restore_checkpoint(newest, optimizer)
         truncate_metrics(metrics, first_step - 1)
-        rollouts = on_policy.build_rollouts(run_dir, recipe, student, scorer, keeper)
+        texts = on_policy.OwnTexts(on_policy.plan_repair(run_dir, recipe, student, scorer, keeper), student)
         start = time.monotonic()
         with (
             storage.Appender(metrics) as metrics_file,
@@ -104,7 +103,7 @@ class Repair(Stage):
             for step in training.train_steps(
                 student,
                 optimizer,
-                rollouts.micro_batches,
+                texts.micro_batches,
                 first=first_step,
                 last=section.steps,
                 schedule=training.Schedule("constant", section.learning_rate, section.warmup_steps),
@@ -113,7 +112,7 @@ class Repair(Stage):
                 loss=loss,
                 seed=recipe.training_seed,
             ):
-                metrics_file.append([asdict(step)])
+                metrics_file.append([training.metrics_row(step)])
                 tick(1, f"{section.divergence} divergence {step.loss:.4f}")
                 if step.step % section.checkpoint_every == 0 or step.step == section.steps:
                     metrics_file.sync()  # before the checkpoint: it can be resumed only if its metrics are complete
@@ -128,7 +127,7 @@ class Repair(Stage):
         counts = {
             "steps": section.steps,
             "checkpoints": storage.list_saved_steps(folder),
-            "questions": rollouts.questions,
+            "questions": len(texts.plan.parts[0].questions),
             "positions": sum(row["positions"] for _, row in storage.read_jsonl(metrics)),
         }
         return StageResult(outputs, counts)

@@ -42,7 +42,7 @@ class Sample(Stage):
     shared = True
     growing = ("teacher.enough",)
     unaffected = (
-        *("train.replay.sets", "train.replay.file", "on_policy.sets"),
+        *("train.replay.sets", "train.replay.file", "on_policy.sets", "train.on_policy.scorers"),
         *("evaluate.demonstrations", "train.demonstrations"),
     )
 

@@ -18,7 +18,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from potstill import losses, models, progress, prompts, storage, tokenization, training
+from potstill import (
+    losses,
+    models,
+    progress,
+    prompts,
+    storage,
+    tokenization,
+    training,
+)
 from potstill.alignment import cross_tokenizer
 from potstill.data import splits
 from potstill.errors import UserError
@@ -29,7 +37,7 @@ from potstill.records import Checkpoint
 from potstill.stages import Stage, StageResult
 from potstill.storage import manifest, run_folder
 from potstill.storage.manifest import VERSION_PREFIX
-from potstill.training import data_order, examples
+from potstill.training import data_order, examples, on_policy, scorer_models
 from potstill.training.checkpoints import (
     CheckpointWriter,
     find_newest_checkpoint,
@@ -37,6 +45,7 @@ from potstill.training.checkpoints import (
     restore_checkpoint,
     truncate_metrics,
 )
+from potstill.training.own_texts import OWN_TEXTS_FILE
 
 SPEED_FILE = "speed.jsonl"  # time and memory of each step; no digest covers it
 # Keys of `train` that do not change the result, except for rounding.
@@ -70,19 +79,26 @@ class Train(Stage):
         and `divergence_beta`, if the divergence has no beta.
         """
         section = recipe.train
-        optional = ("sources", "replay", "early_stopping_patience", "loss_weights")
+        optional = ("sources", "replay", "on_policy", "early_stopping_patience", "loss_weights")
         unnamed = [name for name in optional if getattr(section, name) is None]
         unnamed += [] if section.save_adapter else ["save_adapter"]
         unnamed += ["uniform_over"] if section.uniform_over == "questions" else []
         unnamed += ["divergence"] if section.divergence == losses.DEFAULT_LOSS.divergence else []
-        unnamed += [] if losses.uses_beta(section.divergence) else ["divergence_beta"]
         unnamed += ["steps"] if section.schedule == "constant" else []
+        own = section.on_policy
+        uses_beta = losses.uses_beta(section.divergence)
+        if own is not None:
+            uses_beta = uses_beta or (losses.uses_beta(own.divergence) and own.divergence_beta is None)
+            unnamed += [] if losses.uses_beta(own.divergence) else ["on_policy.divergence_beta"]
+            unnamed += [f"on_policy.{key}" for name in own.scorers for key in scorer_models.free_keys(name)]
+        unnamed += [] if uses_beta else ["divergence_beta"]
         unread = (
             (*checkpoint.list_unused_keys(recipe, "validation"), *choice.list_unused_keys(recipe))
             if section.early_stopping_patience
             else flatten_keys(recipe, "evaluate", "select", "questions")
         )
-        return (*(f"train.{name}" for name in (*FREE_KEYS, *unnamed)), *unread)
+        read = {"select.format"} if own is not None else set()  # the student's own texts answer prompts of this format
+        return (*(f"train.{name}" for name in (*FREE_KEYS, *unnamed)), *(key for key in unread if key not in read))
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         digests = models.weights_identity(recipe)
@@ -90,6 +106,10 @@ class Train(Stage):
             versions = {**checkpoint.versions(), "selection": selection.VERSION}
             digests |= checkpoint.collect_grader_digests(recipe, "validation") | checkpoint.rounding_identity(recipe)
             digests |= {f"{VERSION_PREFIX}{name}": str(number) for name, number in versions.items()}
+        if recipe.train.on_policy is not None:
+            versions = scorer_models.versions(recipe)
+            digests |= {f"{VERSION_PREFIX}{name}": str(number) for name, number in versions.items()}
+            digests |= scorer_models.scorer_inputs(recipe)
         return digests
 
     def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:
@@ -120,13 +140,16 @@ class Train(Stage):
         if is_main:
             truncate_metrics(metrics, resumed)
             truncate_metrics(speeds, resumed)
-        training_data = examples.read_training_data(run_dir, recipe, student)
+        servers = ExitStack()
+        texts = _open_own_texts(run_dir, recipe, student, resumed, servers)
+        training_data = examples.read_training_data(run_dir, recipe, student, texts and texts.micro_batches)
         # Whether training pauses after each checkpoint to evaluate it.
         evaluates = section.evaluate or section.early_stopping_patience is not None
         saved_steps, last, stopped = set(section.checkpoint_steps), resumed, False
         if resumed and evaluates:
             stopped = _evaluate_and_check_stop(run_dir, recipe, storage.list_saved_steps(folder, resumed))
         with (
+            servers,
             ExitStack() as stack,
             CheckpointWriter(
                 folder,
@@ -144,7 +167,12 @@ class Train(Stage):
             start, tokens, flops = time.monotonic(), 0, dict[int, int]()
             step_start = start
 
+            measures: dict[str, float] = {}
+
             def micro_batches(step: int) -> list[list[Example]]:
+                nonlocal measures
+                if texts is not None:
+                    measures = texts.measures(step)
                 batches = training_data.micro_batches(step)
                 flops[step] = training.count_training_flops(student, batches)
                 return batches
@@ -161,8 +189,11 @@ class Train(Stage):
                 max_grad_norm=section.max_grad_norm,
                 precision=section.precision,
                 loss=loss,
+                on_policy_loss=training.on_policy_loss_from_recipe(recipe),
                 seed=recipe.training_seed,
             ):
+                if texts is not None:
+                    step = replace(step, written={**measures, **(step.written or {})})
                 speed = training.compute_step_speed(
                     step.step,
                     time.monotonic() - step_start,
@@ -175,7 +206,7 @@ class Train(Stage):
                 if metrics_file and speed_file:
                     # The speed first: `potstill track` reads the time of every step in the metrics.
                     speed_file.append([asdict(speed)])
-                    metrics_file.append([asdict(step)])
+                    metrics_file.append([training.metrics_row(step)])
                 tokens += step.tokens
                 utilisation = "" if speed.utilisation is None else f", {speed.utilisation:.1%} of the peak"
                 tick(1, f"loss {step.loss:.4f}, {speed.tokens_per_second:.0f} tokens/s{utilisation}")
@@ -204,15 +235,36 @@ class Train(Stage):
                 tokens=tokens,
                 loss_kernel=loss.kernel,
             )
-        _warn_if_loss_rose(metrics)
+        if texts is None:  # a divergence on the student's own texts may rise while the student learns
+            _warn_if_loss_rose(metrics)
         remove_digests(folder)
-        outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
+        own_texts = run_dir / "train" / OWN_TEXTS_FILE
+        outputs = [
+            metrics,
+            *([own_texts] if texts is not None else []),
+            *(path for path in folder.rglob("*") if path.is_file()),
+        ]
         counts = {
             "steps": last,
             "checkpoints": storage.list_saved_steps(folder),
             "chat_template": student.chat is not None,
         }
         return StageResult(outputs, counts | ({"stopped": True} if stopped else {}) | training_data.counts)
+
+
+def _open_own_texts(
+    run_dir: Path, recipe: Recipe, student: models.Student, resumed: int, servers: ExitStack
+) -> on_policy.OwnTexts | None:
+    """The texts that the student writes in the steps after `resumed`; None without `train.on_policy`.
+
+    servers  closes the connections to servers that score them
+    """
+    if recipe.train.on_policy is None:
+        return None
+    file = run_dir / "train" / OWN_TEXTS_FILE
+    texts = on_policy.OwnTexts(on_policy.plan_training(run_dir, recipe, student, file, servers), student)
+    texts.resume(resumed)
+    return texts
 
 
 def _warn_if_loss_rose(metrics: Path) -> None:

@@ -64,8 +64,12 @@ def _input_keys(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 def _write_keys(name: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
     """The keys of a stage and of the stages before it, as far as they change what the stage reads."""
     unaffected = open_stage(name).unaffected
+    sections = tuple(f"{key}." for key in unaffected)
     return json.dumps(
-        {part: {key: value for key, value in of.items() if key not in unaffected} for part, of in keys.items()},
+        {
+            part: {key: value for key, value in of.items() if key not in unaffected and not key.startswith(sections)}
+            for part, of in keys.items()
+        },
         sort_keys=True,
     )
 

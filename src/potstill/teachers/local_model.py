@@ -81,7 +81,7 @@ class LocalModel(Scorer):
         return self.recipe.teacher.chat is not False and models.auto_uses_chat_template(self.folder)
 
     @property
-    def _chat_settings(self) -> ChatSettings:
+    def chat_settings(self) -> ChatSettings:
         from potstill import models
 
         return models.ChatSettings.from_section(self.recipe.teacher, "teacher")
@@ -92,7 +92,7 @@ class LocalModel(Scorer):
             self.folder,
             self.engine_kind,
             trust_remote_code=teacher.trust_remote_code,
-            chat_template=self._chat_settings,
+            chat_template=self.chat_settings,
             vllm=teacher.vllm,
         )
         decode = Decode(
@@ -119,7 +119,7 @@ class LocalModel(Scorer):
     ) -> Iterator[list[Chain]]:
         teacher = self.recipe.teacher
         engine = inference.open_engine(
-            self.folder, trust_remote_code=teacher.trust_remote_code, chat_template=self._chat_settings
+            self.folder, trust_remote_code=teacher.trust_remote_code, chat_template=self.chat_settings
         )
         build_prompt, by_id = load_prompt_builder(self.recipe), {question.id: question for question in questions}
         for batch in batches:
@@ -132,7 +132,7 @@ class LocalModel(Scorer):
         # The effect of `teacher.chat`, not its value: for a model without a template, the value changes nothing.
         chat = {"teacher.chat": "its template"} if self.uses_chat_template else {}
         versions = {"version of students": str(models.VERSION), "version of tokenizers": str(tokenization.VERSION)}
-        chat |= models.end_of_turn_identity(self.folder, self._chat_settings)
+        chat |= models.end_of_turn_identity(self.folder, self.chat_settings)
         return self._source.identity(self.model_key) | super().inputs() | chat | versions
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
@@ -144,7 +144,7 @@ class LocalModel(Scorer):
             yield lambda: check_installed("vllm", "teacher.kind", "set teacher.kind: local")
             yield lambda: check_decoder_only(self.folder, self.model_key)
         if self.recipe.teacher.chat_template_kwargs or self.recipe.teacher.system_prompt is not None:
-            yield lambda: models.open_chat_template(self.folder, self._chat_settings, models.read_family(self.folder))
+            yield lambda: models.open_chat_template(self.folder, self.chat_settings, models.read_family(self.folder))
         if self.engine_kind != "vllm" and weights:
             yield lambda: models.check_weights(self.folder, trust_remote_code=self.recipe.teacher.trust_remote_code)
 

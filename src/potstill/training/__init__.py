@@ -39,7 +39,16 @@ from potstill.training.flops import (
     peak_memory_bytes,
     total_peak_flops,
 )
-from potstill.training.loop import GradientSums, StepMetrics, accumulate_gradient, loss_from_recipe, train_steps
+from potstill.training.loop import (
+    GradientSums,
+    StepMetrics,
+    accumulate_gradient,
+    loss_from_recipe,
+    metrics_row,
+    on_policy_divergence,
+    on_policy_loss_from_recipe,
+    train_steps,
+)
 from potstill.training.optimizer import (
     Schedule,
     build_optimizer,
@@ -70,6 +79,9 @@ __all__ = [
     "is_main_process",
     "is_sharded",
     "loss_from_recipe",
+    "metrics_row",
+    "on_policy_divergence",
+    "on_policy_loss_from_recipe",
     "optimizer_from_recipe",
     "optimizer_state",
     "optimizer_state_bytes",

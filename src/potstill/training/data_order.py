@@ -116,12 +116,19 @@ class DataOrder(Generic[F]):
 
 
 def draw_groups(order: DataOrder[F], step: int) -> tuple[PromptGroup[F], ...]:
-    """The groups of a step; steps are counted from 1. Takes O(groups), and one sort of the questions per format and epoch."""
+    """The groups of a step; steps are counted from 1."""
     assert step >= 1, f"steps are counted from 1, not {step}"
+    return draw_numbered_groups(order, (step - 1) * order.groups_per_step, order.groups_per_step)
+
+
+def draw_numbered_groups(order: DataOrder[F], first: int, count: int) -> tuple[PromptGroup[F], ...]:
+    """`count` groups of a run from number `first` on, counted from 0, for steps of different sizes.
+
+    Takes O(count), and one sort of the questions per format and epoch.
+    """
     cycle = _format_cycle(order)
-    first = (step - 1) * order.groups_per_step
     groups = []
-    for number in range(first, first + order.groups_per_step):
+    for number in range(first, first + count):
         cycles_before, slot = divmod(number, len(cycle))
         format, before = cycle[slot]
         use = cycles_before * order.quotas[format] + before  # number of earlier groups of this format
@@ -175,6 +182,17 @@ def draw_demonstrations(
             hint="lower train.demonstrations, or add training questions",
         )
     return tuple(drawn)
+
+
+def count_in_rotation(quotas: Mapping[T, int], length: int) -> dict[T, int]:
+    """How often each item occurs among the first `length` places, if the items take turns by their quotas.
+
+    >>> count_in_rotation({"a": 2, "b": 1}, 4)
+    {'a': 3, 'b': 1}
+    """
+    cycles, rest = divmod(length, sum(quotas.values()))
+    begun = Counter(item for item, _ in _round_robin(quotas)[:rest])
+    return {item: cycles * quota + begun[item] for item, quota in quotas.items()}
 
 
 def rows_for_share(groups: int, share: float) -> int:

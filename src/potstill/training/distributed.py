@@ -50,6 +50,7 @@ from potstill.errors import UserError
 from potstill.models import Student, default_device
 from potstill.training.optimizer import Optimizer, mismatch_error, named_parameters, optimizer_state, restore_optimizer
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -79,6 +80,16 @@ def all_gather(value: T) -> list[T]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def share_work(items: Sequence[S], compute: Callable[[S], T]) -> list[T]:
+    """compute(item) for every item, on every process. Each process computes a part of the items, and sends its results to
+    the others; the results must be picklable."""
+    rank, world = rank_and_world()
+    results: list[Any] = [None] * len(items)
+    for other, part in enumerate(all_gather([compute(item) for item in items[rank::world]])):
+        results[other::world] = part
+    return results
 
 
 Model = Student | DistributedDataParallel

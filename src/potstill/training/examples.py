@@ -91,8 +91,17 @@ class FormatShare:
     epochs: float | None
 
 
-def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> TrainingData:
-    """The training data of a run whose chains are aligned. Raises UserError if a format has no target."""
+def read_training_data(
+    run_dir: Path,
+    recipe: Recipe,
+    student: Student,
+    own_micro_batches: Callable[[int], list[list[Example]]] | None = None,
+) -> TrainingData:
+    """The training data of a run whose chains are aligned. Raises UserError if a format has no target.
+
+    own_micro_batches  function from a step to the micro-batches of texts that the student writes (`train.on_policy`);
+                       stored chains are drawn for the other prompts of the step
+    """
     section = recipe.train
     questions = {q.id: q for q in run_questions.read_questions(run_dir, recipe.questions.train, "train")}
     targets = TargetStore(targets_folder(run_dir, recipe), target_origin(run_dir, recipe, student.tokenizer))
@@ -127,20 +136,31 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
         instruction = instructions.get(questions[group.question].task, "")
         return prompts.build_prompt(text, group.format, shots, instruction=instruction)
 
-    def rows_by_group(step: int) -> list[list[Example]]:
+    prompts_before = stored_prompts_before(recipe)
+
+    def draw_groups(step: int) -> tuple[data_order.PromptGroup[prompts.PromptFormat], ...]:
+        first, last = prompts_before(step), prompts_before(step + 1)
+        return data_order.draw_numbered_groups(order, first, last - first)
+
+    def rows_by_group(step: int, own_weight: float = 0.0) -> list[list[Example]]:
         groups = []
-        for group in data_order.draw_groups(order, step):
+        for group in draw_groups(step):
             prompt, indices = encode(student.render(build_prompt(group))), targets_of[group.question]
             group_targets = [targets[indices[chain]] for chain in group.chains] or [answer_target(group.question)]
             groups.append([Example(prompt, t, 1.0, group.question, group.format.name) for t in group_targets])
         groups = weight_formats(groups, loss_weights)
-        weight = sum(row.weight * len(row.target) for rows in groups for row in rows)
+        weight = sum(row.weight * len(row.target) for rows in groups for row in rows) + own_weight
         return groups + [[row] for row in read_replay(step, weight)]
 
+    def micro_batches(step: int) -> list[list[Example]]:
+        own = own_micro_batches(step) if own_micro_batches is not None else []
+        weight = sum(row.weight * len(row.target) for rows in own for row in rows)
+        return build_micro_batches(rows_by_group(step, weight), section.batch_tokens, student.padded) + own
+
     return TrainingData(
-        groups=lambda step: data_order.draw_groups(order, step),
+        groups=draw_groups,
         examples=lambda step: [row for rows in rows_by_group(step) for row in rows],
-        micro_batches=lambda step: build_micro_batches(rows_by_group(step), section.batch_tokens, student.padded),
+        micro_batches=micro_batches,
         counts={
             "questions": sum(bool(indices) for indices in targets_of.values()),
             "chains": sum(map(len, targets_of.values())),
@@ -209,6 +229,16 @@ def build_data_order(
                 hint=f"raise train.prompts_per_step, or the quota of {format.name} in train.formats",
             )
     return order
+
+
+def stored_prompts_before(recipe: Recipe) -> Callable[[int], int]:
+    """The function from a step to the number of prompts with stored chains in all steps before it. Without
+    `train.on_policy`, all prompts have stored chains."""
+    section, size = recipe.train.on_policy, recipe.train.prompts_per_step
+    if section is None:
+        return lambda step: (step - 1) * size
+    own = section.count_own_prompts(size, recipe.train.steps)
+    return lambda step: (step - 1) * size - own[step - 1]
 
 
 def check_format_mix(recipe: Recipe) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from potstill.errors import UserError
-from potstill.losses import DEFAULT_LOSS, Loss
+from potstill.losses import DEFAULT_LOSS, ON_POLICY_MEASURES, Loss, OnPolicyLoss
 from potstill.models import Example, Student
 from potstill.recipe import Recipe
 from potstill.records import TargetKind
@@ -40,6 +40,8 @@ class StepMetrics:
     weight         sum of the weights of these positions
     tokens         number of tokens that the model read; a shared prompt counts once
     padding        share of the slots of the batches that have no token
+    written        weighted means of `losses.ON_POLICY_MEASURES` over the positions of texts that the student wrote; None if
+                   the step has no such text. The loss of these positions is their divergence alone
     """
 
     step: int
@@ -54,6 +56,7 @@ class StepMetrics:
     weight: float
     tokens: int
     padding: float
+    written: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class GradientSums:
     taught   number of supervised positions by format
     tokens   number of tokens that the model read
     slots    number of slots of the batches, with padding
+    written  weighted means of `losses.ON_POLICY_MEASURES` over the positions of texts that the student wrote; None if the
+             step has no such text
     """
 
     losses: Mapping[str, float]
@@ -76,6 +81,7 @@ class GradientSums:
     taught: Mapping[str, int]
     tokens: int
     slots: int
+    written: Mapping[str, float] | None = None
 
     @property
     def positions(self) -> int:
@@ -90,6 +96,7 @@ def accumulate_gradient(
     seed: int,
     precision: Precision = "float32",
     loss: Loss = DEFAULT_LOSS,
+    on_policy_loss: OnPolicyLoss | None = None,
 ) -> GradientSums:
     """Add the gradient of a step to `.grad`, already divided by the weight of the whole step.
 
@@ -97,6 +104,7 @@ def accumulate_gradient(
                    filler of weight 0 if others have one micro-batch more
     precision      with bfloat16, matrix products run under autocast; weights and loss stay in float32
     loss           the loss at each supervised position
+    on_policy_loss the loss of micro-batches of texts that the student wrote (`Example.written`)
 
     Raises UserError if a loss is not finite; the message names the questions of its micro-batch.
     """
@@ -112,8 +120,9 @@ def accumulate_gradient(
     total = sum(weights.values())
     assert total > 0, f"step {step} has no weight"
     rank_batches = micro_batches_of_rank(micro_batches, rank, world)
-    # One vector needs only one all-reduce. Its parts: losses by format; losses and weights by kind; kept, tokens, slots.
-    sizes = (len(formats), len(POSITION_KINDS), len(POSITION_KINDS), 3)
+    # One vector needs only one all-reduce. Its parts: losses by format; losses and weights by kind; kept, tokens, slots;
+    # measures of the texts that the student wrote, and their weight.
+    sizes = (len(formats), len(POSITION_KINDS), len(POSITION_KINDS), 3, len(ON_POLICY_MEASURES) + 1)
     sums = torch.zeros(sum(sizes), dtype=torch.float64)
     faulty = len(micro_batches)  # the index of this process's first micro-batch whose loss is not finite
     cuda_devices = [student.device] if student.device.type == "cuda" else []
@@ -126,13 +135,21 @@ def accumulate_gradient(
         with delay, torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(_dropout_seed(seed, step, turn * world + rank))
             device_batch = batch.to(student.device)
+            used = loss
+            if batch.written is not None:
+                assert on_policy_loss is not None, "texts that the student wrote need an on-policy loss"
+                used = on_policy_loss
             with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                summed, losses = model(device_batch, loss, summed=True)
+                summed, losses = model(device_batch, used, summed=True)
             # DDP and FSDP average over the processes, but the step's loss is their sum.
             (summed * (world / total)).backward()
         if examples is None:
             continue
-        by_format, by_kind, kind_weights, counts = sums.split(sizes)  # views of `sums`
+        by_format, by_kind, kind_weights, counts, measures = sums.split(sizes)  # views of `sums`
+        if batch.written is not None:
+            columns = (device_batch.weights[:, None] * losses).double().sum(0).cpu()
+            measures += torch.cat([columns[1:], batch.weights.double().sum()[None]])
+            losses = losses[:, 0]
         weighted = (device_batch.weights * losses).double().cpu()
         kinds = torch.tensor([POSITION_KINDS.index(kind) for example in examples for kind in example.target.kinds])
         by_format.index_add_(0, torch.tensor([formats.index(e.format) for e in examples])[batch.rows], weighted)
@@ -152,7 +169,8 @@ def accumulate_gradient(
             first_faulty = torch.tensor(faulty, device=reduced.device)
             distributed.all_reduce(first_faulty, distributed.ReduceOp.MIN)
             raise _not_finite_error(step, micro_batches[int(first_faulty)])
-    losses, kind_losses, kind_weights, (kept, tokens, slots) = (part.tolist() for part in sums.split(sizes))
+    losses, kind_losses, kind_weights, (kept, tokens, slots), measures = (part.tolist() for part in sums.split(sizes))
+    *measures, written_weight = measures
     kinds = zip(POSITION_KINDS, kind_losses, kind_weights, strict=True)
     return GradientSums(
         losses=dict(zip(formats, losses, strict=True)),
@@ -162,6 +180,9 @@ def accumulate_gradient(
         taught=taught,
         tokens=int(tokens),
         slots=int(slots),
+        written={name: value / written_weight for name, value in zip(ON_POLICY_MEASURES, measures, strict=True)}
+        if written_weight
+        else None,
     )
 
 
@@ -177,6 +198,7 @@ def train_steps(
     max_grad_norm: float | None = 1.0,
     precision: Precision = "float32",
     loss: Loss = DEFAULT_LOSS,
+    on_policy_loss: OnPolicyLoss | None = None,
 ) -> Iterator[StepMetrics]:
     """Train from step `first` to step `last`, both included. Yields after every step, with the model in evaluation mode.
 
@@ -190,7 +212,8 @@ def train_steps(
     optimizer.zero_grad(set_to_none=True)
     for step in range(first, last + 1):
         batches = micro_batches(step)
-        sums = accumulate_gradient(model, batches, step=step, seed=seed, precision=precision, loss=loss)
+        settings: Any = {"precision": precision, "loss": loss, "on_policy_loss": on_policy_loss}
+        sums = accumulate_gradient(model, batches, step=step, seed=seed, **settings)
         norm = clip_gradients(parameters, math.inf if max_grad_norm is None else max_grad_norm)
         if not math.isfinite(norm):
             raise _not_finite_error(step, [example for batch in batches for example in batch], "the gradient")
@@ -214,25 +237,49 @@ def train_steps(
             weight=total,
             tokens=sums.tokens,
             padding=1 - sums.tokens / sums.slots,
+            written=sums.written,
         )
 
 
-def loss_from_recipe(recipe: Recipe, section: Literal["train", "on_policy"] = "train") -> Loss:
-    """The loss of a recipe's section. On-policy targets are a model's top-k tokens, so the rest is always a tail.
+def metrics_row(step: StepMetrics) -> dict[str, Any]:
+    """The line of metrics.jsonl for a step. It has the key `written` only if the step has texts of the student."""
+    return {name: value for name, value in asdict(step).items() if value is not None}
 
-    Raises UserError for an unknown divergence, and for one that refuses the section's missing probability.
+
+def loss_from_recipe(recipe: Recipe) -> Loss:
+    """The loss of stored chains. Raises UserError for an unknown divergence, and for one that refuses the recipe's missing
+    probability."""
+    section = recipe.train
+    return Loss(section.divergence, section.missing_probability, section.divergence_beta)
+
+
+def on_policy_divergence(recipe: Recipe, key: Literal["on_policy", "train.on_policy"]) -> Loss:
+    """The divergence of a recipe's on-policy section. Its targets are a model's top-k tokens, so the rest is always a tail.
+
+    Raises UserError for an unknown divergence.
     """
-    divergence, missing_probability = recipe.train.divergence, recipe.train.missing_probability
-    beta = recipe.train.divergence_beta
-    if section == "on_policy":
-        assert recipe.on_policy is not None, "the recipe has the section on_policy"
-        divergence, missing_probability = recipe.on_policy.divergence, "tail"
-        beta = beta if recipe.on_policy.divergence_beta is None else recipe.on_policy.divergence_beta
+    section = recipe.on_policy if key == "on_policy" else recipe.train.on_policy
+    assert section is not None, f"the recipe has the section {key}"
+    beta = recipe.train.divergence_beta if section.divergence_beta is None else section.divergence_beta
     try:
-        return Loss(divergence, missing_probability, beta)
+        return Loss(section.divergence, "tail", beta)
     except UserError as error:
-        where = error.where.replace("train.", f"{section}.")
+        where = error.where.replace("train.", f"{key}.")
         raise UserError(error.what, code=error.code, where=where, found=error.found, hint=error.hint) from None
+
+
+def on_policy_loss_from_recipe(recipe: Recipe) -> OnPolicyLoss | None:
+    """The loss of texts that the student writes during training; None if the recipe has no `train.on_policy`."""
+    section = recipe.train.on_policy
+    if section is None:
+        return None
+    cap = section.ratio_cap if section.stores_probabilities else None
+    return OnPolicyLoss(
+        on_policy_divergence(recipe, "train.on_policy"),
+        divergence_weight=section.divergence_weight,
+        clip=section.rewards.clip,
+        ratio_cap=cap,
+    )
 
 
 def _dropout_seed(seed: int, step: int, index: int) -> int:

@@ -1,77 +1,347 @@
-"""On-policy rollouts: texts that the student generates, with another model's distributions as targets.
+"""On-policy distillation: the student writes the texts of a step, and another model scores their tokens.
 
-    data = build_rollouts(run_dir, recipe, student, scorer)
-    data.micro_batches(7)        # generates with the student's current weights, so call it right before step 7
+    plan = plan_training(run_dir, recipe, student)       # `train.on_policy`: a share of the steps of `train`
+    plan = plan_repair(run_dir, recipe, student, base)   # `on_policy`: all of the steps after the selection
+    texts = OwnTexts(plan, student)
+    texts.micro_batches(7)      # writes with the student's current weights, so call it right before step 7
 
-    >>> from potstill.models import Shape, random_student
-    >>> from potstill import demo, tokenization
-    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
-    >>> student = random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
-    >>> [row] = teacher_forced_scores(student, [hard_example((5, 6), (7, 8), tokenizer.eos)], 2)
-    >>> row.target.ids, row.target.kinds, [len(row.target.distribution(p)) in (2, 3) for p in range(3)]
-    ((7, 8, 1), ('same', 'same', 'end'), [True, True, True])
+A plan has *parts*: questions with one scorer. Each step draws questions from its parts. The student answers them in the
+form of the evaluation (`select.format`), the scorer gives its distribution at every token of the answer, and the grader
+may weigh the answers (`rewards`). The texts, and with them a step, are a function of the weights, the seed and the step.
 
-A step uses training questions of generic sets, with the prompts of evaluation in the format of `select.format`. The
-student answers with its weights at that step, and the scorer gives its distribution at every token of the answer. The
-answers are not graded. With `on_policy.keep` a step also has questions of the task. Their answers are scored by the
-selected student as it was before these steps, so that the student keeps what it learned. The texts, and with them a step,
-are a function of the weights, the seed and the step. Generic questions that overlap too much with a validation or test
-question (`filter.contamination_threshold`) are left out.
+Texts may be written for several steps at once, a *window* of `refresh_every` steps, with the weights before its first
+step. The log-probabilities under these weights are stored with the texts, for the ratios of `losses.OnPolicyLoss`.
 
-`teacher_forced_scores` is for a scorer with the student's tokenizer. `rescore_across_tokenizers` is for a scorer with
-another tokenizer. It scores the texts as a teacher scores existing chains, and the rule `text` transfers the scores to
-the student's vocabulary. Its rows have the text as the student's tokenizer encodes it, which may differ from the tokens
-that the student generated.
+After the selection, the generic questions of `on_policy.sets` are scored by the base, so that the student gets back what
+it lost; with `on_policy.keep`, answers to the task's questions are scored by the selected student, so that it keeps what
+it learned. Generic questions that overlap too much with a validation or test question
+(`filter.contamination_threshold`) are left out.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
-from potstill import inference, prompts
-from potstill.alignment import cross_tokenizer, text_rule_completions
-from potstill.alignment.exact_rules import encode_chain_text
+from potstill import inference, prompts, storage
 from potstill.data import run_questions
 from potstill.errors import UserError
-from potstill.inference import Decode, Request, ScoringEngine
-from potstill.inference.transformers import hard_example, score_targets
-from potstill.models import Example, Student
+from potstill.grading import grade
+from potstill.inference import Decode, EngineKind
+from potstill.inference.transformers import score_targets
+from potstill.models import Example, Student, WrittenText
 from potstill.recipe import Recipe
-from potstill.records import END, Chain, Prompt, StopReason, Target
-from potstill.teachers import local_model
-from potstill.tokenization import Tokenizer
-from potstill.tokenization.encoder import Encoder, get_encoder
-from potstill.training import data_order, examples
+from potstill.recipe.on_policy import RewardsSection
+from potstill.records import Prompt, Question, Verdict
+from potstill.training import data_order, examples, scorer_models
+from potstill.training.distributed import broadcast_from_main, is_main_process, share_work
+from potstill.training.own_texts import (
+    OwnText,
+    Slot,
+    read_own_texts,
+    rows_of,
+    summarize_texts,
+    to_example,
+    truncate_own_texts,
+    with_logprobs,
+    write_texts,
+)
+from potstill.training.rewards import reward_effects, reward_of
+from potstill.training.scorer_models import Scorer
+from potstill.training.scorers import only_answer_scores, without_scores
 
 ROLLOUT_FORMAT: Final = "own"  # the format under which losses and positions of generic questions are reported
 TASK_FORMAT: Final = "kept"  # the format under which losses and positions of the task's questions are reported
-MIN_PROBABILITY: Final = 1e-9  # lower probabilities are raised to it, so that divergences stay finite
 
 
 @dataclass(frozen=True, slots=True)
-class OnPolicyRollouts:
-    """The rollouts of a run.
+class Part:
+    """Questions that the student answers, and the scorer of its answers.
 
-    micro_batches  function from a step to its rows in micro-batches; a call generates them
-    questions      number of generic questions
+    format       the format under which losses and positions are reported
+    questions    question id -> question
+    draw         function from a step to the ids of its questions
+    scorer       None: the texts have only rewards
+    only_answer  whether only the answer after the thoughts is scored
+    rewards      whether the plan's rewards apply
     """
 
-    micro_batches: Callable[[int], list[list[Example]]]
-    questions: int
+    format: str
+    questions: Mapping[str, Question]
+    draw: Callable[[int], list[str]]
+    scorer: Scorer | None
+    only_answer: bool = False
+    rewards: bool = False
 
 
-def build_rollouts(
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the own texts of a run are written and scored.
+
+    prompt_of      function from a question to the student's prompt
+    batch_tokens   largest number of tokens in a batch of the writer, and in a micro-batch
+    window         number of steps whose texts are written at once
+    logprobs       whether the log-probabilities of the tokens are needed when the texts are written
+    rewards        what the grader's verdicts change; None: texts are not graded, and have no `Example.written`
+    file           file of the texts; None: they are not stored
+    """
+
+    parts: tuple[Part, ...]
+    prompt_of: Callable[[Question], Prompt]
+    decode: Decode
+    samples: int
+    batch_tokens: int
+    engine: EngineKind = "transformers"
+    window: int = 1
+    logprobs: bool = False
+    rewards: RewardsSection | None = None
+    file: Path | None = None
+
+    @property
+    def questions(self) -> int:
+        """The number of different questions."""
+        return len({name for part in self.parts for name in part.questions})
+
+
+@dataclass(slots=True)
+class OwnTexts:
+    """The own texts of a run, as the rows of its steps.
+
+    micro_batches is called with rising steps, each right before the step. With a `plan.file`, the texts of all steps before
+    the first call are those in the file, and each call appends its texts.
+    """
+
+    plan: Plan
+    student: Student
+    _stored: dict[int, list[OwnText]] = field(default_factory=dict)
+    _prepared: dict[int, tuple[list[list[Example]], dict[str, float]]] = field(default_factory=dict)
+
+    def resume(self, step: int) -> None:
+        """Continue after this step: read the texts of its window, and remove later ones from the file."""
+        assert self.plan.file is not None, "only stored texts can be resumed"
+        last = -(-step // self.plan.window) * self.plan.window
+        if is_main_process():
+            truncate_own_texts(self.plan.file, last)
+        for text in broadcast_from_main(partial(read_own_texts, self.plan.file)) if last > step else ():
+            if text.step > step:
+                self._stored.setdefault(text.step, []).append(text)
+
+    def micro_batches(self, step: int) -> list[list[Example]]:
+        """The rows of a step in micro-batches, with the distributions of their scorers. The rows whose scorer needs a whole
+        micro-batch have them only on the process that computes the micro-batch."""
+        if step not in self._prepared:
+            self._prepare(step)
+        return self._prepared.pop(step)[0]
+
+    def measures(self, step: int) -> dict[str, float]:
+        """`summarize_texts` of a step. Call it before `micro_batches`."""
+        if step not in self._prepared:
+            self._prepare(step)
+        return self._prepared[step][1]
+
+    def _prepare(self, step: int) -> None:
+        """Write or read the texts of the window from this step on, and score them."""
+        plan = self.plan
+        last = -(-step // plan.window) * plan.window
+        first = last - plan.window + 1
+        slots = {number: self._slots(number) for number in range(step, last + 1)}
+        texts = {number: self._stored.pop(number) for number in list(self._stored) if number in slots}
+        if step == first:
+            texts = self._write(slots)
+        elif any(slots[number] and number not in texts for number in slots):
+            what, hint = "the texts of this step were written by earlier weights, and are lost", "train again"
+            where, found = plan.file or "on-policy texts", f"step {step} of the steps {first} to {last}"
+            raise UserError(what, code="E-train-own-texts-lost", where=where, found=found, hint=f"{hint}: --redo train")
+        groups = {number: self._rows(slots[number], texts.get(number, [])) for number in slots}
+        if plan.logprobs and step == first:
+            rows = [row for number in groups for group in groups[number] for row in group]
+            values = iter(_written_logprobs(self.student, rows, plan.batch_tokens))
+            counts = {number: sum(map(len, groups[number])) for number in groups}
+            texts = {n: with_logprobs(texts.get(n, []), [next(values) for _ in range(counts[n])]) for n in groups}
+            groups = {number: _with_written(groups[number], texts[number]) for number in groups}
+        if plan.file is not None and step == first and is_main_process():
+            with storage.Appender(plan.file) as file:
+                file.append(row for number in slots for row in rows_of(texts.get(number, [])))
+        for number, rows in groups.items():
+            batches = examples.build_micro_batches(rows, plan.batch_tokens, self.student.padded)
+            measures = summarize_texts(texts.get(number, []))
+            if plan.window > 1:
+                measures["staleness"] = number - first
+            self._prepared[number] = [self._score(batch) for batch in batches], measures
+
+    def _slots(self, step: int) -> list[Slot]:
+        drawn = [(part, name) for part in self.plan.parts for name in part.draw(step)]
+        return [
+            Slot(step, number, name, self._encode(part.questions[name]), part.format)
+            for number, (part, name) in enumerate(drawn)
+        ]
+
+    def _encode(self, question: Question) -> tuple[int, ...]:
+        return _encode_prompt(self.student, self.plan.prompt_of(question))
+
+    def _write(self, slots: Mapping[int, list[Slot]]) -> dict[int, list[OwnText]]:
+        """The texts of every step, graded, in the order of the slots."""
+        plan, flat = self.plan, [slot for number in slots for slot in slots[number]]
+        if not flat:
+            return {}
+        engine = inference.open_engine(self.student, plan.engine)
+        limits = {"samples": plan.samples, "batch_tokens": plan.batch_tokens}
+        written = write_texts(engine, flat, plan.decode, vocabulary=self.student.tokenizer.size, **limits)
+        if plan.rewards is not None:
+            written = broadcast_from_main(lambda: self._graded(flat, written))
+        texts: dict[int, list[OwnText]] = {}
+        for slot in flat:
+            texts.setdefault(slot.step, []).extend(written.get((slot.step, slot.number), []))
+        return texts
+
+    def _graded(
+        self, slots: Sequence[Slot], written: Mapping[tuple[int, int], list[OwnText]]
+    ) -> dict[tuple[int, int], list[OwnText]]:
+        """The texts with grades, rewards, weights and advantages, where rewards apply."""
+        section, parts = self.plan.rewards, {part.format: part for part in self.plan.parts}
+        assert section is not None
+        result = dict(written)
+        for slot in slots:
+            part, texts = parts[slot.format], written.get((slot.step, slot.number), [])
+            if not part.rewards or not texts:
+                continue
+            question = part.questions[slot.question]
+            # The grader gets the stop reason of evaluation: a text that is cut is truncated.
+            verdicts: list[Verdict] = [grade(text.text, question.gold, question.task, text.stop) for text in texts]
+            rewards = [reward_of(verdict, text.stop, section) for verdict, text in zip(verdicts, texts, strict=True)]
+            rows = zip(texts, verdicts, rewards, reward_effects(rewards, section), strict=True)
+            result[slot.step, slot.number] = [
+                replace(text, grade=verdict.grade, reward=reward, weight=effect.weight, advantage=effect.advantage)
+                for text, verdict, reward, effect in rows
+            ]
+        return result
+
+    def _rows(self, slots: Sequence[Slot], texts: Sequence[OwnText]) -> list[list[Example]]:
+        """The rows of a step by slot, scored by the scorers that need the whole step."""
+        by_slot: dict[int, list[OwnText]] = {}
+        for text in texts:
+            by_slot.setdefault(text.slot, []).append(text)
+        end = self.student.tokenizer.eos
+        groups = [
+            [to_example(text, slot, end) for text in by_slot[slot.number]] for slot in slots if slot.number in by_slot
+        ]
+        for part in self.plan.parts:
+            if part.scorer is None or part.scorer.by_step is not None:
+                rows = [row for group in groups for row in group if row.format == part.format]
+                if not rows:
+                    continue
+                if part.scorer is None:
+                    scored = [replace(row, target=without_scores(row.target)) for row in rows]
+                else:
+                    assert part.scorer.by_step is not None
+                    scored = self._answers_only(part, part.scorer.by_step(rows))
+                new = iter(scored)
+                groups = [[next(new) if row.format == part.format else row for row in group] for group in groups]
+        return groups if self.plan.rewards is None else _with_written(groups, texts)
+
+    def _score(self, rows: list[Example]) -> list[Example]:
+        """A micro-batch, scored by the scorers that need only a micro-batch. The order of the rows stays."""
+        for part in self.plan.parts:
+            if part.scorer is not None and part.scorer.by_batch is not None:
+                own = [row for row in rows if row.format == part.format]
+                scored = iter(self._answers_only(part, part.scorer.by_batch(own)) if own else [])
+                rows = [next(scored) if row.format == part.format else row for row in rows]
+        return rows
+
+    def _answers_only(self, part: Part, rows: list[Example]) -> list[Example]:
+        return [only_answer_scores(row, self.student.tokenizer) for row in rows] if part.only_answer else rows
+
+
+@lru_cache(maxsize=1 << 16)
+def _encode_prompt(student: Student, prompt: Prompt) -> tuple[int, ...]:
+    return tuple(student.encode(student.render(prompt)))
+
+
+def _with_written(groups: Sequence[Sequence[Example]], texts: Sequence[OwnText]) -> list[list[Example]]:
+    """The rows with what training needs to know of their texts. The texts are in the order of the rows."""
+    left = iter(texts)
+    return [
+        [
+            replace(row, written=WrittenText(text.weight, text.advantage, text.logprobs))
+            for row, text in zip(group, left, strict=False)
+        ]
+        for group in groups
+    ]
+
+
+def _written_logprobs(student: Student, rows: Sequence[Example], batch_tokens: int) -> list[tuple[float, ...]]:
+    """The natural log-probabilities of the tokens of every row's target under the student's current weights."""
+    lengths = [(len(row.prompt), len(row.target)) for row in rows]
+    batches = data_order.split_into_micro_batches(lengths, batch_tokens, padded=student.padded)
+
+    def score(batch: tuple[int, ...]) -> list[tuple[float, ...]]:
+        _, log_q = score_targets(student, [rows[index] for index in batch], 1)
+        values = iter(log_q[:, -1].tolist())
+        return [tuple(next(values) for _ in range(lengths[index][1])) for index in batch]
+
+    result: list[tuple[float, ...]] = [()] * len(rows)
+    for batch, scored in zip(batches, share_work(batches, score), strict=True):
+        for index, values in zip(batch, scored, strict=True):
+            result[index] = values
+    return result
+
+
+# Plans
+
+
+def plan_training(run_dir: Path, recipe: Recipe, student: Student, file: Path, stack: ExitStack) -> Plan:
+    """The plan of `train.on_policy`.
+
+    stack  closes the connections to servers that score
+
+    Raises UserError if no question is left, or if a scorer cannot be opened.
+    """
+    section, train = recipe.train.on_policy, recipe.train
+    assert section is not None, "the recipe has the section train.on_policy"
+    quotas = {name: scorer.quota for name, scorer in section.scorers.items()}
+    counts = section.count_own_prompts(train.prompts_per_step, train.steps + section.refresh_every)
+    prompt_of, parts = _evaluation_prompts(run_dir, recipe), []
+    for name, scorer in section.scorers.items():
+        questions = _own_questions(run_dir, recipe, scorer.sets, f"train.on_policy.scorers.{name}.sets")
+        order = examples.order_questions(recipe, 1, f"own/{name}", questions)
+
+        def draw(step: int, name: str = name, order: data_order.DataOrder[examples.RowFormat] = order) -> list[str]:
+            first, last = (data_order.count_in_rotation(quotas, number)[name] for number in counts[step - 1 : step + 1])
+            return [group.question for group in data_order.draw_numbered_groups(order, first, last - first)]
+
+        opened = scorer_models.open_scorer(
+            run_dir,
+            recipe,
+            name,
+            student,
+            questions,
+            lambda question, known=questions: prompt_of(known[question]),
+            stack,
+        )
+        parts.append(Part(f"own/{name}", questions, draw, opened, scorer.part == "answer", scorer.rewards))
+    decode = Decode(section.max_tokens, temperature=section.temperature, seed=recipe.training_seed)
+    return Plan(
+        tuple(parts),
+        prompt_of,
+        decode,
+        section.samples,
+        train.batch_tokens,
+        section.engine,
+        section.refresh_every,
+        section.stores_probabilities,
+        section.rewards,
+        file,
+    )
+
+
+def plan_repair(
     run_dir: Path, recipe: Recipe, student: Student, scorer: Student, task_scorer: Student | None = None
-) -> OnPolicyRollouts:
-    """The rollouts of a run after its checkpoint was selected.
+) -> Plan:
+    """The plan of `on_policy`, after the checkpoint was selected.
 
     task_scorer  the selected student, which scores the answers to the task's questions (`on_policy.keep`)
 
@@ -79,191 +349,49 @@ def build_rollouts(
     """
     section = recipe.on_policy
     assert section is not None, "the recipe has the section on_policy"
-    questions = examples.read_generic_questions(run_dir, recipe, section.sets, "on_policy.sets")
-    engine, table = inference.open_engine(student), run_questions.read_task_prompts(run_dir)
-    form = prompts.FORMATS[recipe.select.format]
-    generic = len(questions)
-    order = examples.order_questions(recipe, section.prompts_per_step, ROLLOUT_FORMAT, questions)
+    prompt_of, budget = _evaluation_prompts(run_dir, recipe), recipe.train.batch_tokens
 
-    def prompt_of(name: str) -> Prompt:
-        return run_questions.evaluation_prompt(questions[name], form, table)
-
-    same_tokens = scorer.tokenizer.digest == student.tokenizer.digest
-    scoring_engine = None if same_tokens else inference.open_engine(scorer)
-    scorers = {}  # by format, a function that adds scores to rows
-    if same_tokens:
-        scorers[ROLLOUT_FORMAT] = partial(teacher_forced_scores, scorer, top_k=section.top_logprobs)
-    task_order = None
-    if section.keep is not None and task_scorer is not None:
-        train_questions = run_questions.read_questions(run_dir, recipe.questions.train, "train")
-        task_questions = {question.id: question for question in train_questions}
-        scorers[TASK_FORMAT] = partial(teacher_forced_scores, task_scorer, top_k=section.top_logprobs)
-        task_order = examples.order_questions(recipe, task_questions_per_step(recipe), ROLLOUT_FORMAT, task_questions)
-        questions = task_questions | questions
-
-    @lru_cache(maxsize=1 << 16)
-    def encode_prompt(name: str) -> tuple[int, ...]:
-        return engine.encode(prompt_of(name))
-
-    def generate(step: int) -> Iterator[list[Example]]:
-        """The rows of a step by prompt group."""
-        orders = [(order, ROLLOUT_FORMAT)] + ([] if task_order is None else [(task_order, TASK_FORMAT)])
-        slots = [(group.question, name) for drawn, name in orders for group in data_order.draw_groups(drawn, step)]
-        requests = [
-            Request((f"{step}/{slot}/{name}", index), encode_prompt(name))
-            for slot, (name, _) in enumerate(slots)
-            for index in range(section.samples)
-        ]
-        rows: dict[inference.SampleKey, Example] = {}
-        decode = Decode(max_tokens=section.max_tokens, temperature=section.temperature, seed=recipe.training_seed)
-        budget = recipe.train.batch_tokens
-        for batch in inference.batch_requests(requests, budget, max_tokens=section.max_tokens):
-            batch_requests = [requests[index] for index in batch]
-            texts = engine.generate(batch_requests, decode)
-            for request, text in zip(batch_requests, texts, strict=True):
-                # The head may have more rows than the tokenizer has tokens. The text is cut before the first such id.
-                ids = tuple(takewhile(lambda token: token < student.tokenizer.size, text.ids))
-                is_complete = text.stop == "end" and len(ids) == len(text.ids)
-                if ids or is_complete:
-                    end = student.tokenizer.eos if is_complete else None
-                    name, row_format = slots[int(request.key[0].split("/")[1])]
-                    rows[request.key] = hard_example(request.prompt, ids, end, name, row_format)
-        for slot, (name, _) in enumerate(slots):
-            keys = [(f"{step}/{slot}/{name}", index) for index in range(section.samples)]
-            if group := [rows[key] for key in keys if key in rows]:
-                yield group
-
-    def micro_batches(step: int) -> list[list[Example]]:
-        groups = list(generate(step))
-        if scoring_engine is not None:
-            groups = rescore(scoring_engine, groups)
-        batches = examples.build_micro_batches(groups, recipe.train.batch_tokens, student.padded)
-        return [score(rows) for rows in batches]
-
-    def rescore(engine: ScoringEngine, groups: list[list[Example]]) -> list[list[Example]]:
-        """Score the rows of a step by a scorer with another tokenizer. All rows are scored together, because the
-        completions come from the texts of the whole step."""
-        rows = [row for rows in groups for row in rows if row.format == ROLLOUT_FORMAT]
-        limits = {"top_k": section.top_logprobs, "budget": recipe.train.batch_tokens}
-        rescored = iter(
-            rescore_across_tokenizers(engine, scorer.tokenizer, student.tokenizer, prompt_of, rows, **limits)
+    def part(format: str, questions: Mapping[str, Question], count: int, scorer: Student) -> Part:
+        order = examples.order_questions(recipe, count, ROLLOUT_FORMAT, questions)
+        opened = scorer_models.from_model(
+            scorer, student, lambda name: prompt_of(questions[name]), top_k=section.top_logprobs, budget=budget
         )
-        return [[next(rescored) if row.format == ROLLOUT_FORMAT else row for row in rows] for rows in groups]
+        return Part(
+            format, questions, lambda step: [group.question for group in data_order.draw_groups(order, step)], opened
+        )
 
-    def score(rows: list[Example]) -> list[Example]:
-        """Score each row by the scorer of its format. The order of the rows stays, and rescored rows do not change."""
-        parts = {name: [row for row in rows if row.format == name] for name in scorers}
-        scored = {name: iter(scorers[name](part) if part else []) for name, part in parts.items()}
-        return [next(scored[row.format]) if row.format in scored else row for row in rows]
-
-    return OnPolicyRollouts(micro_batches, generic)
+    generic = examples.read_generic_questions(run_dir, recipe, section.sets, "on_policy.sets")
+    parts = [part(ROLLOUT_FORMAT, generic, section.prompts_per_step, scorer)]
+    if section.keep is not None and task_scorer is not None:
+        rows = run_questions.read_questions(run_dir, recipe.questions.train, "train")
+        questions = {question.id: question for question in rows}
+        parts.append(part(TASK_FORMAT, questions, task_questions_per_step(recipe), task_scorer))
+    decode = Decode(section.max_tokens, temperature=section.temperature, seed=recipe.training_seed)
+    return Plan(tuple(parts), prompt_of, decode, section.samples, budget)
 
 
 def task_questions_per_step(recipe: Recipe) -> int:
-    """The number of the task's questions in a step, at least 1. It follows from their share `on_policy.keep`; without this
-    key it is 0."""
+    """The number of the task's questions in a step of `on_policy`, at least 1. It follows from their share
+    `on_policy.keep`; without this key it is 0."""
     section = recipe.on_policy
     if section is None or section.keep is None:
         return 0
     return data_order.rows_for_share(section.prompts_per_step, section.keep)
 
 
-def teacher_forced_scores(scorer: Student, rows: Sequence[Example], top_k: int) -> list[Example]:
-    """The same rows with the scorer's distributions as targets, from one forward pass without dropout and gradients.
-
-    A position gets the probabilities of the scorer's `top_k` most likely tokens and of the row's own token. Raises
-    UserError if a logit is NaN.
-    """
-    ids, log_q = score_targets(scorer, rows, top_k, vocabulary=scorer.tokenizer.size)
-    if log_q.isnan().any():
-        what = "the logits of the scorer are NaN"
-        raise UserError(what, code="E-on-policy-scorer-not-finite", where="on_policy.scorer", found="NaN")
-    probabilities = log_q.exp().clamp_min(MIN_PROBABILITY)
-    # A row's own token comes last. If it is also one of the most likely tokens, the dict keeps it at that earlier place.
-    pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
-    distributions = (dict(zip(tokens, values, strict=True)) for tokens, values in pairs)
-    return [
-        replace(row, target=_target_with_rows(row.target, [next(distributions) for _ in range(len(row.target))]))
-        for row in rows
-    ]
+def _own_questions(run_dir: Path, recipe: Recipe, sets: Sequence[str], key: str) -> dict[str, Question]:
+    """The training questions of the sets, by id. Those of sets that are not trained on are checked for contamination."""
+    trained = [name for name in sets if name in recipe.questions.train]
+    questions = {question.id: question for question in run_questions.read_questions(run_dir, trained, "train")}
+    if generic := [name for name in sets if name not in trained]:
+        questions |= examples.read_generic_questions(run_dir, recipe, generic, key)
+    return questions
 
 
-def rescore_across_tokenizers(
-    scorer: ScoringEngine,
-    scorer_tokenizer: Tokenizer,
-    student_tokenizer: Tokenizer,
-    prompt_of: Callable[[str], Prompt],
-    rows: Sequence[Example],
-    *,
-    top_k: int,
-    budget: int,
-) -> list[Example]:
-    """The same rows with the scorer's distributions as targets. The scorer reads the prompts in its own chat template.
-
-    prompt_of  function from the question id of a row to its prompt
-    top_k      number of the scorer's most likely tokens at each of its positions, in addition to the written token
-    budget     largest number of tokens in a batch of the scorer
-
-    Raises UserError if a text does not fit into the scorer's context, or if a logit is NaN.
-    """
-    stops: list[StopReason] = ["end" if row.target.kinds[-1] == "end" else "length" for row in rows]
-    texts = [student_tokenizer.decode(row.target.ids) for row in rows]
-    if b"\n" not in student_tokenizer.decode_bytes(student_tokenizer.encode("a\nb").ids):
-        # The scorer expects a line break before the answer, but the student's tokenizer drops line breaks.
-        texts = [prompts.restore_answer_line(text) for text in texts]
-    chains = [
-        Chain.from_text(row.question, index, text, source=row.format, stop=stop)
-        for index, (row, text, stop) in enumerate(zip(rows, texts, stops, strict=True))
-    ]
-    pairs = [(prompt_of(chain.question), chain) for chain in chains]
-    scored = local_model.score_chains(scorer, pairs, top_logprobs=top_k, batch_tokens=budget)
-    completions = text_rule_completions.completions(scored, student_tokenizer)
-    encoder = get_encoder(student_tokenizer)
-    result = []
-    for row, chain in zip(rows, scored, strict=True):
-        transferred = cross_tokenizer.transfer(chain, student_tokenizer, "text", completions, scorer_tokenizer)
-        if len(transferred):
-            target = self_written_target(transferred, chain, encoder)
-        else:  # the tokens have no text (special tokens up to the token limit), so the row gets no scores
-            target = _target_with_rows(row.target, [{}] * len(row.target))
-        result.append(replace(row, target=target))
-    return result
+def _evaluation_prompts(run_dir: Path, recipe: Recipe) -> Callable[[Question], Prompt]:
+    """The function from a question to its prompt in the evaluation, in the format `select.format`."""
+    table, form = run_questions.read_task_prompts(run_dir), prompts.FORMATS[recipe.select.format]
+    return lambda question: run_questions.evaluation_prompt(question, form, table)
 
 
-def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Target:
-    """Change a transferred target for a text that the student wrote.
-
-    A hard position teaches a token that the teacher wrote. Here the student wrote it, so hard positions lose their
-    distribution. The other distributions get the written token, even if it is very unlikely: as part of the tail it
-    would hardly cost the student anything.
-    """
-    _, offsets = encode_chain_text(chain, encoder)
-    starts = np.array([start for start, _ in chain.spans])
-    pairs = zip(chain.tokens, chain.candidates, strict=False)
-    log_probabilities = np.array([dict(step)[token] for token, step in pairs])
-    end = dict(chain.candidates[-1]).get(END, -math.inf)
-    rows = []
-    for position, (token, kind) in enumerate(zip(target.ids, target.kinds, strict=True)):
-        row = target.distribution(position)
-        if kind == "hard" or (kind == "end" and row == {token: 1.0}):
-            row = {}
-        elif token not in row:
-            value = end
-            if kind != "end":  # multiply the probabilities of the scorer's tokens that start inside this token
-                inside = (starts >= offsets[position, 0]) & (starts < offsets[position, 1])
-                value = float(log_probabilities[inside].sum())
-            row[token] = max(MIN_PROBABILITY, math.exp(value))
-        rows.append(row)
-    return _target_with_rows(target, rows)
-
-
-def _target_with_rows(target: Target, rows: Sequence[Mapping[int, float]]) -> Target:
-    """The target with other distributions. A position with an empty distribution is all tail, and adds no loss."""
-    filled = [row or {token: 0.0} for token, row in zip(target.ids, rows, strict=True)]
-    return Target(
-        target.ids,
-        [0, *accumulate(map(len, filled))],
-        [token for row in filled for token in row],
-        [value for row in filled for value in row.values()],
-        target.kinds,
-    )
+__all__ = ["OwnTexts", "Part", "Plan", "plan_repair", "plan_training", "task_questions_per_step"]

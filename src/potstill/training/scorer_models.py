@@ -1,0 +1,243 @@
+"""The scorers that a recipe names in `train.on_policy.scorers`: where their models are, and how they score.
+
+    scorer = open_scorer(run_dir, recipe, "big", student, questions)
+    scorer.by_step(rows)         # the same rows, with the distributions of the scorer
+
+    >>> find_scorer_teacher(Recipe(name="mine", teacher={"kind": "openai", "model": "qwen"}), "teacher")
+    'openai'
+
+A scorer is a teacher of the recipe, which reads the texts after its own prompts; the base student; or another model,
+which reads them after the student's prompts, in its own chat template if it has another tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill import alignment, grading, inference, models, teachers, tokenization
+from potstill.errors import UserError
+from potstill.models import Example, Student
+from potstill.recipe import Recipe, find_path
+from potstill.recipe.on_policy import BASE_STUDENT, TEACHER, OnPolicyScorerSection
+from potstill.recipe.teacher import TeacherSection
+from potstill.records import Prompt, Question
+from potstill.storage import ledger
+from potstill.teachers import local_model
+from potstill.teachers.local_model import LocalModel
+from potstill.teachers.openai_api import stored_scores
+from potstill.teachers.openai_api.teacher import FREE_SERVER_KEYS
+from potstill.teachers.protocol import load_prompt_builder
+from potstill.training.distributed import broadcast_from_main, is_main_process
+from potstill.training.scorers import ScoreChains, teacher_forced_scores, transfer_scores
+
+PromptOf = Callable[[str], Prompt]  # question id -> the prompt that a scorer reads
+Rescore = Callable[[list[Example]], list[Example]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """How texts get the distributions of a model. One of the two functions is given.
+
+    by_step   takes all rows of a step. For another tokenizer: the completions come from the texts of the whole step
+    by_batch  takes the rows of a micro-batch
+    """
+
+    by_step: Rescore | None = None
+    by_batch: Rescore | None = None
+
+
+def from_model(
+    scorer: Student,
+    student: Student,
+    prompt_of: PromptOf,
+    *,
+    top_k: int,
+    budget: int,
+    own_prompts: bool = False,
+) -> Scorer:
+    """A scorer in this process.
+
+    top_k        number of its most likely tokens at each position, in addition to the written token
+    budget       largest number of tokens in a batch, if it has another tokenizer
+    own_prompts  whether a scorer with the student's tokenizer reads `prompt_of` instead of the student's prompts
+    """
+    if scorer.tokenizer.digest != student.tokenizer.digest:
+        engine = inference.open_engine(scorer)
+        score = partial(local_model.score_chains, engine, top_logprobs=top_k, batch_tokens=budget)
+        return Scorer(by_step=partial(transfer_scores, score, scorer.tokenizer, student.tokenizer, prompt_of))
+    if not own_prompts:
+        return Scorer(by_batch=partial(teacher_forced_scores, scorer, top_k=top_k))
+
+    def after_own_prompts(rows: list[Example]) -> list[Example]:
+        asked = [tuple(scorer.encode(scorer.render(prompt_of(row.question)))) for row in rows]
+        moved = [replace(row, prompt=prompt) for row, prompt in zip(rows, asked, strict=True)]
+        scored = teacher_forced_scores(scorer, moved, top_k)
+        return [replace(row, target=new.target) for row, new in zip(rows, scored, strict=True)]
+
+    return Scorer(by_batch=after_own_prompts)
+
+
+def open_scorer(
+    run_dir: Path,
+    recipe: Recipe,
+    name: str,
+    student: Student,
+    questions: Mapping[str, Question],
+    prompt_of: PromptOf,
+    stack: ExitStack,
+) -> Scorer | None:
+    """The scorer of an entry of `train.on_policy.scorers`; None if the entry names no model.
+
+    prompt_of  the student's prompts, for a scorer that is not a teacher
+    stack      closes the connection to a server
+
+    Raises UserError if the model is missing, or if a teacher has no model that can score.
+    """
+    section = recipe.train.on_policy
+    assert section is not None, "the recipe has the section train.on_policy"
+    entry = section.scorers[name]
+    settings: Any = {"top_k": section.top_logprobs, "budget": recipe.train.batch_tokens}
+    if entry.model is None:
+        return None
+    if entry.model == BASE_STUDENT:
+        return from_model(models.from_recipe(recipe).to(student.device), student, prompt_of, **settings)
+    source = _teacher_source(recipe, entry)
+    if source is not None:
+        if entry.kind == "local":  # a teacher of the recipe
+            build_prompt = load_prompt_builder(source)
+            prompt_of = lambda question: build_prompt(questions[question])  # noqa: E731
+        if find_scorer_teacher(source, entry.model) == "openai":
+            score = _open_server(run_dir, source, name, section.top_logprobs, stack)
+            named = source.teacher.server.tokenizer
+            tokenizer = None
+            if named is not None:
+                tokenizer = tokenization.load_tokenizer(find_path(source, named, "teacher.server.tokenizer"))
+            return Scorer(by_step=partial(transfer_scores, score, tokenizer, student.tokenizer, prompt_of))
+        teacher = _local_teacher(source)
+        model = models.open_student(
+            teacher.folder, trust_remote_code=source.teacher.trust_remote_code, chat_template=teacher.chat_settings
+        ).to(student.device)
+        return from_model(model, student, prompt_of, own_prompts=True, **settings)
+    folder = models.find_model(recipe, entry.model, _scorer_key(name), entry.revision).folder
+    trusted = recipe.student.trust_remote_code
+    if tokenization.load_tokenizer(folder).digest == student.tokenizer.digest:
+        model = models.from_checkpoint(recipe, folder)
+    else:
+        model = models.open_student(folder, chat_template="auto", trust_remote_code=trusted)
+    return from_model(model.to(student.device), student, prompt_of, **settings)
+
+
+def _open_server(run_dir: Path, source: Recipe, name: str, top_logprobs: int, stack: ExitStack) -> ScoreChains:
+    """The function that scores chains through a server. Only the main process sends requests.
+
+    The scores are stored beside the stages, in `scores/NAME`, so that no redo of a stage removes what was paid for.
+    """
+    teacher = source.teacher
+    if teacher.score is not None:  # a teacher of existing chains, whose scorer is behind the server
+        keys = {"model": teacher.score.model, "prompt": teacher.prompt, "prompt_style": teacher.prompt_style}
+        teacher = TeacherSection(kind="openai", server=teacher.server, **keys)
+    teacher = teacher.model_copy(update={"top_logprobs": top_logprobs})
+    recipe = source.model_copy(update={"teacher": teacher})
+    if not is_main_process():
+        return lambda pairs: broadcast_from_main(list)
+    folder, ledger_name = run_dir / "scores" / name, f"{ledger.SCORES}.{name}"
+    scorer = stack.enter_context(stored_scores.StoredScorer(recipe, folder=folder, run_dir=run_dir, source=ledger_name))
+    return lambda pairs: broadcast_from_main(partial(scorer.score, pairs))
+
+
+def scorer_inputs(recipe: Recipe) -> dict[str, str]:
+    """Name -> digest, for the models and prompts of all scorers of `train.on_policy`, except the base student."""
+    section, digests = recipe.train.on_policy, dict[str, str]()
+    for name, entry in section.scorers.items() if section else ():
+        if entry.model in (None, BASE_STUDENT):
+            continue
+        key, source = _scorer_key(name), _teacher_source(recipe, entry)
+        if source is None:
+            assert entry.model is not None
+            digests |= models.find_model(recipe, entry.model, key, entry.revision).identity(key)
+        elif find_scorer_teacher(source, entry.model or "") == "local":
+            teacher = _local_teacher(source)
+            digests |= {f"{key}: {part}": digest for part, digest in teacher.inputs().items()}
+    return digests
+
+
+def free_keys(name: str) -> list[str]:
+    """The keys of a scorer, under `train.on_policy`, that do not change its scores: where its server is, what it may cost,
+    and its revision, whose commit is in `scorer_inputs`."""
+    budget = ("tokens", "money", "spent", "prices.prompt", "prices.completion")
+    keys = (*(f"server.{key}" for key in FREE_SERVER_KEYS), *(f"budget.{key}" for key in budget), "revision")
+    return [f"scorers.{name}.{key}" for key in keys]
+
+
+def versions(recipe: Recipe) -> dict[str, int]:
+    """Name in the manifest -> version, for the packages that determine the scores and grades of the student's own texts."""
+    section = recipe.train.on_policy
+    assert section is not None, "the recipe has the section train.on_policy"
+    found = {"alignment": alignment.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}
+    if any(scorer.rewards for scorer in section.scorers.values()):
+        found["answers"] = grading.VERSION
+    sources = ((entry, _teacher_source(recipe, entry)) for entry in section.scorers.values())
+    if any(source and find_scorer_teacher(source, entry.model or "") == "openai" for entry, source in sources):
+        found["scores"] = stored_scores.VERSION
+    return found
+
+
+def check_scorers(recipe: Recipe, *, weights: bool = True) -> None:
+    """Raise UserError if a scorer of `train.on_policy` cannot be opened. weights: check the files of its weights, too."""
+    section = recipe.train.on_policy
+    for name, entry in section.scorers.items() if section else ():
+        if entry.model in (None, BASE_STUDENT):
+            continue
+        source = _teacher_source(recipe, entry)
+        if source is None:
+            assert entry.model is not None
+            folder = models.find_model(recipe, entry.model, _scorer_key(name), entry.revision).folder
+            trusted = recipe.student.trust_remote_code
+        elif find_scorer_teacher(source, entry.model or "") == "local":
+            teacher = _local_teacher(source)
+            folder, trusted = teacher.folder, source.teacher.trust_remote_code
+        else:
+            continue
+        if weights:
+            models.check_weights(folder, trust_remote_code=trusted)
+
+
+def _local_teacher(source: Recipe) -> LocalModel:
+    """The teacher, or the scorer of a teacher with existing chains, as a model in this process."""
+    teacher = teachers.from_recipe(source)
+    model = teacher if source.teacher.score is None else getattr(teacher, "scorer", None)
+    assert isinstance(model, LocalModel), f"{source.teacher.kind} is not a model in this process"
+    return model
+
+
+def _scorer_key(name: str) -> str:
+    return f"train.on_policy.scorers.{name}.model"
+
+
+def find_scorer_teacher(source: Recipe, name: str) -> Literal["local", "openai"]:
+    """How a teacher scores texts. Raises UserError if it has no model."""
+    teacher = source.teacher
+    if teacher.score is not None:
+        return teacher.score.kind
+    if teacher.kind in ("local", "vllm"):
+        return "local"
+    if teacher.kind == "openai":
+        return "openai"
+    what = "the teacher has no model that could score texts"
+    hint = "name a model in train.on_policy.scorers, or set teacher.score"
+    raise UserError(what, code="E-train-scorer-without-model", where=name, found=teacher.kind, hint=hint)
+
+
+def _teacher_source(recipe: Recipe, entry: OnPolicyScorerSection) -> Recipe | None:
+    """The recipe with only the teacher that the entry names, also for a server of its own; None for another model."""
+    if entry.kind == "openai":
+        section = TeacherSection(kind="openai", model=entry.model, server=entry.server, budget=entry.budget)
+        return recipe.model_copy(update={"teacher": section, "teachers": None})
+    if entry.model == TEACHER and recipe.teachers is None:
+        return recipe
+    return recipe.sources.get(entry.model or "") if recipe.teachers is not None else None

@@ -1,0 +1,166 @@
+"""Scorers: models that give their distributions at the tokens of texts that the student wrote.
+
+    >>> from potstill.models import Shape, random_student
+    >>> from potstill import demo, tokenization
+    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
+    >>> student = random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
+    >>> [row] = teacher_forced_scores(student, [hard_example((5, 6), (7, 8), tokenizer.eos)], 2)
+    >>> row.target.ids, row.target.kinds, [len(row.target.distribution(p)) in (2, 3) for p in range(3)]
+    ((7, 8, 1), ('same', 'same', 'end'), [True, True, True])
+
+`teacher_forced_scores` is for a scorer with the student's tokenizer. `transfer_scores` is for a scorer with another
+tokenizer, in this process or on a server. It scores the texts as a teacher scores existing chains, and the rule `text`
+transfers the scores to the student's vocabulary. Its rows have the text as the student's tokenizer encodes it, which may
+differ from the tokens that the student generated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Final
+
+import numpy as np
+
+from potstill import prompts, thoughts
+from potstill.alignment import cross_tokenizer, text_rule_completions
+from potstill.alignment.exact_rules import encode_chain_text
+from potstill.errors import UserError
+from potstill.inference.transformers import hard_example, score_targets
+from potstill.models import Example, Student
+from potstill.records import END, Chain, Prompt, StopReason, Target
+from potstill.tokenization import Tokenizer
+from potstill.tokenization.encoder import Encoder, get_encoder
+
+MIN_PROBABILITY: Final = 1e-9  # lower probabilities are raised to it, so that divergences stay finite
+# Function from pairs of the scorer's prompt and a chain to the chains with the scorer's tokens and log-probabilities, as
+# `teachers.local_model.score_chains`.
+ScoreChains = Callable[[Sequence[tuple[Prompt, Chain]]], list[Chain]]
+
+
+def teacher_forced_scores(scorer: Student, rows: Sequence[Example], top_k: int) -> list[Example]:
+    """The same rows with the scorer's distributions as targets, from one forward pass without dropout and gradients.
+
+    A position gets the probabilities of the scorer's `top_k` most likely tokens and of the row's own token. Raises
+    UserError if a logit is NaN.
+    """
+    ids, log_q = score_targets(scorer, rows, top_k, vocabulary=scorer.tokenizer.size)
+    if log_q.isnan().any():
+        what = "the logits of the scorer are NaN"
+        raise UserError(what, code="E-on-policy-scorer-not-finite", where="the scorer of on-policy texts", found="NaN")
+    probabilities = log_q.exp().clamp_min(MIN_PROBABILITY)
+    # A row's own token comes last. If it is also one of the most likely tokens, the dict keeps it at that earlier place.
+    pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
+    distributions = (dict(zip(tokens, values, strict=True)) for tokens, values in pairs)
+    return [
+        replace(row, target=_target_with_rows(row.target, [next(distributions) for _ in range(len(row.target))]))
+        for row in rows
+    ]
+
+
+def transfer_scores(
+    score: ScoreChains,
+    scorer_tokenizer: Tokenizer | None,
+    student_tokenizer: Tokenizer,
+    prompt_of: Callable[[str], Prompt],
+    rows: Sequence[Example],
+) -> list[Example]:
+    """The same rows with the distributions of a scorer with another tokenizer as targets.
+
+    score             scores chains; it reads the prompts in its own chat template
+    scorer_tokenizer  its tokenizer; None if it is unknown, as for a server
+    prompt_of         function from the question id of a row to the scorer's prompt
+
+    Raises UserError if a text does not fit into the scorer's context, if a logit is NaN, and if a server does not score.
+    """
+    stops: list[StopReason] = ["end" if row.target.kinds[-1] == "end" else "length" for row in rows]
+    texts = [student_tokenizer.decode(row.target.ids) for row in rows]
+    if b"\n" not in student_tokenizer.decode_bytes(student_tokenizer.encode("a\nb").ids):
+        # The scorer expects a line break before the answer, but the student's tokenizer drops line breaks.
+        texts = [prompts.restore_answer_line(text) for text in texts]
+    chains = [
+        Chain.from_text(row.question, index, text, source=row.format, stop=stop)
+        for index, (row, text, stop) in enumerate(zip(rows, texts, stops, strict=True))
+    ]
+    scored = score([(prompt_of(chain.question), chain) for chain in chains])
+    completions = text_rule_completions.completions(scored, student_tokenizer)
+    encoder = get_encoder(student_tokenizer)
+    result = []
+    for row, chain in zip(rows, scored, strict=True):
+        transferred = cross_tokenizer.transfer(chain, student_tokenizer, "text", completions, scorer_tokenizer)
+        # Tokens without text (special tokens up to the token limit) get no scores.
+        has_text = len(transferred) > 0
+        target = self_written_target(transferred, chain, encoder) if has_text else without_scores(row.target)
+        result.append(replace(row, target=target))
+    return result
+
+
+def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Target:
+    """Change a transferred target for a text that the student wrote.
+
+    A hard position teaches a token that the teacher wrote. Here the student wrote it, so hard positions lose their
+    distribution. The other distributions get the written token, even if it is very unlikely: as part of the tail it
+    would hardly cost the student anything.
+    """
+    _, offsets = encode_chain_text(chain, encoder)
+    starts = np.array([start for start, _ in chain.spans])
+    pairs = zip(chain.tokens, chain.candidates, strict=False)
+    log_probabilities = np.array([dict(step)[token] for token, step in pairs])
+    end = dict(chain.candidates[-1]).get(END, -math.inf)
+    rows = []
+    for position, (token, kind) in enumerate(zip(target.ids, target.kinds, strict=True)):
+        row = target.distribution(position)
+        if kind == "hard" or (kind == "end" and row == {token: 1.0}):
+            row = {}
+        elif token not in row:
+            value = end
+            if kind != "end":  # multiply the probabilities of the scorer's tokens that start inside this token
+                inside = (starts >= offsets[position, 0]) & (starts < offsets[position, 1])
+                value = float(log_probabilities[inside].sum())
+            row[token] = max(MIN_PROBABILITY, math.exp(value))
+        rows.append(row)
+    return _target_with_rows(target, rows)
+
+
+def without_scores(target: Target) -> Target:
+    """The target without distributions: no position adds a divergence."""
+    return _target_with_rows(target, [{}] * len(target))
+
+
+def only_answer_scores(row: Example, tokenizer: Tokenizer) -> Example:
+    """The row without distributions inside its thoughts, which stand between tags (`potstill.thoughts`). The end of the
+    text belongs to the answer. A text without tags does not change."""
+    text = tokenizer.decode(row.target.ids)
+    parts = [part for part in thoughts.split_tags(text) if part.is_answer]
+    if not parts:
+        return row
+    pieces = [tokenizer.candidate(token, position) for position, token in enumerate(row.target.ids)]
+    ends = accumulate(len(piece) if isinstance(piece, bytes) else 0 for piece in pieces)
+    first = parts[-1].start
+    rows = [row.target.distribution(position) if end > first else {} for position, end in enumerate(ends)]
+    return replace(row, target=_target_with_rows(row.target, rows))
+
+
+def _target_with_rows(target: Target, rows: Sequence[Mapping[int, float]]) -> Target:
+    """The target with other distributions. A position with an empty distribution is all tail, and adds no loss."""
+    filled = [row or {token: 0.0} for token, row in zip(target.ids, rows, strict=True)]
+    return Target(
+        target.ids,
+        [0, *accumulate(map(len, filled))],
+        [token for row in filled for token in row],
+        [value for row in filled for value in row.values()],
+        target.kinds,
+    )
+
+
+__all__ = [
+    "ScoreChains",
+    "hard_example",
+    "only_answer_scores",
+    "self_written_target",
+    "teacher_forced_scores",
+    "transfer_scores",
+    "without_scores",
+]
