@@ -46,9 +46,11 @@ FREE = {
     "train.lr_multipliers",
     "train.formats",
 }
+FREE |= {"train.on_policy.share"}
 FREE |= {"train.loss_weights", "train.sources", "student.chat_template_kwargs", "select.weights", "select.retain"}
 STUDY_KEYS = {"grid", "experiments"}  # a block with one of them is (a part of) a study
-NAMED = {("sets",), ("teachers",), ("evaluate", "texts")}  # sections whose keys the reader names
+# Sections whose keys the reader names.
+NAMED = {("sets",), ("teachers",), ("evaluate", "texts"), ("train", "on_policy", "scorers")}
 
 
 def fences(path: Path, language: str) -> Iterator[str]:

@@ -349,7 +349,9 @@ def test_a_server_scores_every_text_once(world: Path, aligned_task: Path, tmp_pa
     with stub.running(ScoringStub) as server:
         run_dir = trained(world, aligned_task, tmp_path / "run", served(server.url))
         texts = read_own_texts(run_dir / "train" / OWN_TEXTS_FILE)
-        assert sorted(Counter(asked(server)).values())[:-1] == [1] * 20, "only the first text was used to find the method"
+        assert sorted(Counter(asked(server)).values())[:-1] == [1] * 20, (
+            "only the first text was used to find the method"
+        )
         usage = ledger.total_usage(run_dir)
         assert usage["prompt_tokens"] + usage["completion_tokens"] == server.billed
         billed, before = server.billed, train_files(run_dir)
