@@ -3,6 +3,7 @@ everything that the server bills is counted."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -26,10 +27,12 @@ from potstill.recipe.teacher import TeacherSection
 from potstill.records import END, Chain, Prompt, Turn
 from potstill.report.model import billed_costs
 from potstill.storage import ledger, parquet, segments
+from potstill.storage.scores import ScoreStore
 from potstill.teachers import local_model
 from potstill.teachers.openai_api import stored_scores, teacher
 from potstill.teachers.openai_api.scoring import score_texts
 from potstill.teachers.openai_api.stored_scores import StoredScorer
+from power_loss import PowerLoss, cut_at
 from scoring_stub import ScoringStub
 
 ZERO_SHOT = prompts.FORMATS["zero-shot-rationale"]
@@ -461,6 +464,30 @@ def test_a_crash_at_every_operation_loses_no_charge_and_doubles_no_text(tmp_path
         number += 1
     assert number > 40
     assert spent(folder) == server.billed
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_power_loss_keeps_the_scores_that_were_used_and_their_cost(tmp_path: Path, torn: bool) -> None:
+    texts, finished = rows(6), False
+    for number in itertools.count(0, 3):
+        folder, left = tmp_path / str(number), tmp_path / f"left-{number}"
+        folder.mkdir()
+        with serving() as server:
+            recipe, returned, billed = plan(server.url, concurrency=2), 0, 0
+            draw = random.Random(number) if torn else None
+            try:
+                with cut_at(folder, number, left, draw), scorer(recipe, folder) as opened:
+                    for at in (0, 3):
+                        opened.score(texts[at : at + 3])
+                        returned, billed = at + 3, server.billed
+                finished = True
+            except PowerLoss:
+                assert len(ScoreStore(left / "train" / "scores.jsonl")) >= returned
+                assert spent(left) >= billed
+                check(scored(recipe, left, texts), texts)
+        if finished:
+            break
+    assert number > 40
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------

@@ -62,6 +62,10 @@ class LedgerWriter:
         if any(new.values()) or ids:
             self._write(new, self._reserved, ids)
 
+    def sync(self) -> None:
+        """Flush all rows to the disk."""
+        self._file.sync()
+
     def __exit__(self, *fault: object) -> None:
         if any(self._reserved):
             self._write({}, (0.0, 0.0))

@@ -137,6 +137,7 @@ class StoredScorer:
         self._store = ScoreStore(folder / SCORES_FILE)
         self._stack = contextlib.ExitStack()
         self._client: tuple[asyncio.Runner, BudgetedClient] | None = None  # None until a text is not stored
+        self._ledger: ledger.LedgerWriter | None = None
         self._requests: ScoreRequests | None = None  # None until the server was tested
 
     def __enter__(self) -> Self:
@@ -169,6 +170,8 @@ class StoredScorer:
             try:
                 requests.score(missing.values())
             finally:
+                if self._ledger is not None:  # first, so that no power loss keeps scores and loses their cost
+                    self._ledger.sync()
                 self._store.sync()
         return [self._read(key, chain) for key, (_, chain) in zip(keys, texts, strict=True)]
 
@@ -212,6 +215,7 @@ class StoredScorer:
         if self._client is None:
             path = ledger.ledger_path(self.run_dir, source=self.source)
             writer = self._stack.enter_context(ledger.LedgerWriter(path))
+            self._ledger = writer
             self.usage.on_reserve = writer.reserve
             self.usage.on_settle = lambda: writer.record(self.usage.spent())
             self.usage.before = ledger.total_usage(self.run_dir, self.source)
