@@ -23,7 +23,7 @@ from potstill.storage import run_folder
 from potstill.storage.segments import Shard
 from process_group import together
 
-# More batches than one in each file, sampled answers, and texts whose bits are measured.
+# More batches than one in each file, sampled answers, and interpolations.
 CHANGES = ("evaluate.decodings=[greedy, vote-3]", "evaluate.batch_tokens=150", "evaluate.interpolate=[0.5]")
 SHARED = ("filter", "align", "evaluate", "test")
 
@@ -129,7 +129,7 @@ def run_to(rank: int, world: Path, run_dir: Path, stage: str, victim: int | None
     tiny.make(world, run_dir, *CHANGES, until=stage)
 
 
-@pytest.mark.parametrize("stage", SHARED)
+@pytest.mark.parametrize("stage", ["sample", *SHARED])
 def test_a_launcher_shares_the_stage(world: Path, whole: Path, tmp_path: Path, stage: str) -> None:
     run_dir = before(whole, stage, tmp_path / "run")
     assert together(2, run_to, world, run_dir, stage, None) == [0, 0]
