@@ -26,12 +26,16 @@ from potstill.report.model import (
     Cost,
     Interval,
     KindCoverage,
+    OwnTextSample,
+    OwnTextStep,
+    OwnTextSummary,
     QuotedScore,
     ReportData,
     ReportExample,
     RuleChoice,
     SetGroup,
     SourceSummary,
+    StalenessRow,
     TaskScore,
 )
 
@@ -138,6 +142,30 @@ def sampled(question: str, index: int, text: str) -> Chain:
     )
 
 
+def own_texts() -> OwnTextSummary:
+    """The texts that a student wrote from step 101 on, two steps at a time."""
+    asked = question(
+        "gsm8k", 5, "Tom has 3 boxes of 12 eggs each. He sells 9 eggs. How many eggs has he left?", "train"
+    )
+    steps = []
+    for step in range(1, 601):
+        right = 0.4 - 0.4 * math.exp(-step / 150)
+        measures = {"texts": 16, "length": 80 + 9 * math.sin(step), "truncated": 0.02, "no_answer": 0.3 - right / 2}
+        measures |= {"right": right, "reward": right + 0.01, "surprise": 0.2 + math.exp(-step / 90)}
+        measures |= {"staleness": 1 - step % 2, "ratio": 1.02, "capped": 0.01, "clipped": 0.0}
+        divergences = {"big": 3 * math.exp(-step / 100), "base": 0.1 + step / 4000}
+        steps.append(OwnTextStep(step, divergences, measures) if step > 100 else OwnTextStep(step, {}, {}))
+    return OwnTextSummary(
+        *(("The scorer big is the teacher.",), 2, 2.0, tuple(steps)),
+        staleness=(StalenessRow(0, 0, 250, 1.0, 0.0), StalenessRow(1, 1, 250, 1.04, 0.02)),
+        **{"first": 476, "last": 600, "right": 780, "counted": 2000},
+        samples=(
+            OwnTextSample(480, asked, RIGHT, Verdict("right", "27"), 1.0, 0.7),
+            OwnTextSample(590, asked, WRONG, Verdict("wrong", "6"), 0.0, -0.7),
+        ),
+    )
+
+
 def example() -> ReportData:
     """A run that did everything."""
     text = "Tom has 3 boxes of 12 eggs each. He sells 9 eggs at the market. How many eggs does he have left?"
@@ -206,6 +234,7 @@ def example() -> ReportData:
             (step, {kind: size * math.exp(-step / 200) + size / 9 for kind, size in KIND_SIZES.items()})
             for step in range(1, 601)
         ),
+        own_texts=own_texts(),
         tasks=tuple(
             TaskScore("bbh", f"bbh/{task}", format, "answer" not in format, 250, base, chosen)
             for format, less in (("zero-shot-answer", 20), ("zero-shot-rationale", 0))
@@ -300,9 +329,12 @@ def hostile(text: str) -> ReportData:
     unsure = [[(token, -1.5), (content, -0.5), (END, -3.0)] for token in (content, content)]
     drawn = Chain.from_tokens(text, 1, [content, content], unsure, source=text)
     answer = Prediction(text, text, text, text, "end", "wrong", text)
-    assert full.choice and full.alignment
+    assert full.choice and full.alignment and full.own_texts
+    own = OwnTextSample(1, asked, text, Verdict("right", text), 1.0, 0.5)
+    own_steps = tuple(OwnTextStep(step, {text: 1.0 / step}, {"texts": 1, "right": 1.0}) for step in (1, 2, 3))
     return replace(
         full,
+        own_texts=replace(full.own_texts, about=(text,), steps=own_steps, samples=(own,)),
         outcomes={renamed.get(name, name): counts for name, counts in full.outcomes.items()},
         name=text,
         student=text,

@@ -20,7 +20,7 @@ from potstill.report.model import Interval, ReportData
 from potstill.report.summary import CheckpointScores, scores_by_checkpoint
 
 SVG = "{http://www.w3.org/2000/svg}"
-NAMES = {"before-after", "tradeoff", "accuracy", "loss", "loss-kinds", "probabilities", "candidates"}
+NAMES = {"before-after", "tradeoff", "accuracy", "loss", "loss-kinds", "own-texts", "probabilities", "candidates"}
 
 
 @pytest.fixture(scope="module")

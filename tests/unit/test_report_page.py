@@ -246,10 +246,33 @@ def test_a_classification_has_a_section_of_its_own() -> None:
     assert len(lines) == 1 + 4 + 4 and f'"gsm8k","{kind[0]}","{kind[1]}",0,"<b>","(none)",4' in lines
 
 
+def test_own_texts_are_shown_with_their_grades_and_measures() -> None:
+    full = example()
+    assert full.own_texts is not None
+    page = built(full)[0]
+    section = page.partition('<section id="own-texts">')[2].partition("</section>")[0]
+    text = Reader(section).text.replace("\xa0", " ")
+    assert "In the steps 476 to 600, which are the last quarter, 780 of 2000 texts that count were right." in text
+    assert text.index("✓ right: 27") < text.index("Texts with the lowest reward") < text.index("✗ wrong: 6")
+    assert "advantage +0.70" in text and "advantage −0.70" in text and "Gold answer: 27" in text
+    titles = ["divergence: big", "divergence: base", "right", "mean reward", "importance ratio", "ratio capped"]
+    assert all(section.count(f">{title}<") >= 3 for title in titles), "in both figures and in the list"
+    assert "clipped" not in text, "no token was clipped"
+    rows = read(build_tables(full)["own-texts"])
+    assert {row["step"] for row in rows} == {str(step) for step in range(101, 601)}
+    assert [row["value"] for row in rows if row["scorer"] == "base" and row["step"] == "200"] == ["0.15"]
+    no_right = replace(full.own_texts, right=0, samples=full.own_texts.samples[1:])
+    assert "has fooled the grader" not in render_report(replace(full, own_texts=no_right), {})
+    without = render_report(replace(full, own_texts=None), {})
+    assert "own-texts" not in without and "own_texts" not in without
+
+
 def test_empty_pieces_say_why() -> None:
     html, reader = built(ReportData("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
     assert build_tables(ReportData("empty", student="s", teacher="t", groups={}, recipe="")) == {}
-    assert [element["id"] for tag, element in reader.elements if tag == "section"] == SECTIONS
+    assert [element["id"] for tag, element in reader.elements if tag == "section"] == [
+        id for id in SECTIONS if id != "own-texts"
+    ]
     assert reader.text.count("Omitted: ") == 10
     assert "<script" not in html and "script-src" not in html
     assert "<table" not in html and "<figure" not in html and ".csv" not in html.split("</style>")[1]
@@ -333,7 +356,7 @@ def read(text: str) -> list[dict[str, str]]:
 def test_tables_hold_the_numbers() -> None:
     made = csv_tables.build_tables(example())
     assert list(made) == [
-        "summary", "before-after", "tradeoff", "validation", "loss", "loss-kinds", "tasks", "calibration",
+        "summary", "before-after", "tradeoff", "validation", "loss", "loss-kinds", "own-texts", "tasks", "calibration",
         "pareto", "selection", "retain", "rules", "teacher", "chain", "alignment", "cost", "outcomes", "samples",
     ]  # fmt: skip
     rows = read(made["before-after"])

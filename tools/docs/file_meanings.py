@@ -12,6 +12,8 @@ FOLDERS: Final = {
     "filter": "The verdict for every chain.",
     "align": "Every kept chain as targets in the student's vocabulary: flat arrays that are mapped into memory.",
     "train": "The training's metrics and checkpoints.",
+    "scores": "The scores of the student's own texts that a server has returned, for each scorer `NAME` of"
+    " `train.on_policy`. No redo of a stage removes what was paid for.",
     "ANSWERS": "The answers of one checkpoint. `ANSWERS` is `evaluate/N` (validation), `test/N` (test) and"
     " `repair/N+M` (M steps of on-policy distillation after step N). Step 0 is the base student.",
     "select": "The selected checkpoint.",
@@ -59,6 +61,9 @@ FILES: Final = {
     "align/student-RULE/keys.npy": "The key of each chain, as JSON in UTF-8.",
     "train/metrics.jsonl": "One row for each optimizer step. Nothing in it depends on the machine's speed.",
     "train/speed.jsonl": "One row for each step: time and memory. No digest covers it.",
+    "train/own_texts.jsonl": "The texts that the student wrote during training, in the order of the steps.",
+    "scores/NAME/scores.jsonl": "The tokens and log-probabilities of each text, once.",
+    "scores/NAME/scorer.json": "The server's capabilities, and the method of scoring. A resumed run compares them.",
     "ANSWERS/FORMAT.DECODING.jsonl": "One graded answer for each question, with one decoding.",
     "ANSWERS/FORMAT.samples.jsonl": "Every sample of each question, if a decoding draws several.",
     "ANSWERS/shards/": "The answers of each shard, with their positions in the file into which they are merged.",
@@ -82,6 +87,7 @@ FILES: Final = {
     " was tested.",
     "report/loss.csv": "The training loss at each step.",
     "report/loss-kinds.csv": "The training loss at each step, by kind of position.",
+    "report/own-texts.csv": "The measures of the texts that the student wrote during training, at each step.",
     "report/tasks.csv": "Right answers on test by task and format, of the base and the selected student.",
     "report/calibration.csv": "Questions by the share of samples that agree, and how often they are right.",
     "report/outcomes.csv": "Validation questions of each set that were won, lost, or stayed as they were.",
@@ -108,6 +114,10 @@ FILES: Final = {
 }
 
 SOMETIMES: Final = {
+    "train/own_texts.jsonl": "Only with `train.on_policy`. ",
+    "scores/NAME/scores.jsonl": "Only with a scorer on a server. ",
+    "scores/NAME/scorer.json": "Only with a scorer on a server. ",
+    "report/own-texts.csv": "Only with `train.on_policy`. ",
     "ANSWERS/texts.json": "Only on test with `evaluate.texts`. ",
     "report/texts.csv": "Only with `evaluate.texts`. ",
     "report/retain.csv": "Only with `select.retain`. ",
@@ -182,12 +192,29 @@ COLUMNS: Final = {
     "rate": "The learning rate.",
     "positions": "The number of supervised positions.",
     "weight": "The sum of their weights.",
+    "written": "Measures of the texts that the student wrote for this step, as in `report/own-texts.csv`.",
+    "train/own_texts.jsonl index": "The number of the text among those for the slot's question, from 0.",
+    "slot": "The place of the question among the questions that the student answers in this step.",
+    "ids": "The student's tokens, without the end token.",
+    "train/own_texts.jsonl stop": "`end`: the student ended the text. `length`: it reached `max_tokens`.",
+    "train/own_texts.jsonl grade": "`right`, `wrong`, `no answer` or `truncated`; null without rewards.",
+    "reward": "1 if the text counts as right, 0 if it counts as wrong; null if it does not count.",
+    "train/own_texts.jsonl weight": "The weight of the divergence on this text.",
+    "advantage": "The advantage of the text.",
+    "logprobs": "The log-probabilities of its tokens and of the end under the weights that wrote it; null if they are not"
+    " needed (`refresh_every: 1`).",
     "padding": "The share of computed positions without a token.",
     "tokens_per_second": "Tokens per second.",
     "operations": "Floating-point operations, counted from the shapes.",
     "utilisation": "The share of the device's peak; null if the peak is unknown.",
     "memory_mib": "The peak memory so far, in MiB.",
     # report tables
+    "measure": "`divergence` (mean per position, in nats); `texts`, `length`, `truncated`, `right`, `no_answer`, `reward`"
+    " (number of texts, mean number of tokens, shares, mean reward); `surprise` (mean of -log of a token's probability, which"
+    " estimates the entropy); `staleness` (steps since the weights that wrote the texts); `ratio`, `capped`, `clipped`"
+    " (mean importance ratio, and the shares of tokens above the cap and without a gradient of the advantage).",
+    "scorer": "The scorer of `train.on_policy.scorers`, for a divergence.",
+    "report/own-texts.csv value": "The value.",
     "student": "`base`, `specialized`, or a control.",
     "format": "The prompt format.",
     "decoding": "The decoding.",

@@ -117,6 +117,23 @@ def step_axis(axes: Axes, steps: Sequence[int], chosen: int | None) -> None:
         axes.axvline(chosen, color=SOFT, linewidth=1, linestyle=DASHED)
 
 
+def smooth_by_step(
+    rows: Sequence[tuple[int, int | float]], *, most: int = 480, parts: int = 20, least: int = 1
+) -> tuple[list[int], list[float], list[float]]:
+    """The steps, values and smooth values of a line of at most `most` points, which are means over steps. A smooth value is
+    the centred mean over one of `parts` parts of the points, and at least over `least` rows.
+
+    >>> smooth_by_step([(1, 1.0), (2, 2.0), (3, 6.0)], least=3)
+    ([1, 2, 3], [1.0, 2.0, 6.0], [1.5, 3.0, 4.0])
+    """
+    size = -(-len(rows) // most)  # rows per point
+    runs = [rows[index : index + size] for index in range(0, len(rows), size)]
+    steps, values = [run[-1][0] for run in runs], [sum(value for _, value in run) / len(run) for run in runs]
+    window = max(1, len(values) // parts, -(-least // size))
+    windows = [values[max(0, index - window // 2) : index + window // 2 + 1] for index in range(len(values))]
+    return steps, values, [sum(part) / len(part) for part in windows]
+
+
 def shorten(text: str, most: int) -> str:
     """A text as one line of at most `most` characters. Hidden characters are escaped."""
     text = " ".join(escape_hidden(text).split())

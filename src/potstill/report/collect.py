@@ -48,6 +48,7 @@ from potstill.report.model import (
     billed_costs,
 )
 from potstill.report.notes import collect_notes, note_recipe
+from potstill.report.own_texts import summarize_own_texts
 from potstill.report.rule_choices import collect_rule_choices
 from potstill.report.run_files import RunFiles, VerdictCounts, compare_answers, describe_training, read_control
 from potstill.report.summary import outcome_of
@@ -90,6 +91,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         ),
         losses=tuple((row["step"], row["loss"]) for row in files.metrics),
         kind_losses=tuple((row["step"], row["kinds"]) for row in files.metrics),
+        own_texts=summarize_own_texts(files),
         tasks=tuple(_score_tasks(files)),
         calibrations=(*measure_teacher(files), *measure_students(files)),
         sources=summarize_sources(files),
@@ -323,6 +325,10 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
     if replayed in by_format:  # replayed rows come last
         for name, number in sorted(by_format.items(), key=lambda pair: (pair[0] == replayed, pair[0])):
             yield Cost("train", f"of these positions: {name}", number)
+    if files.recipe.train.on_policy is not None:
+        written = [row["written"] for row in metrics if row.get("written", {}).get("texts")]
+        yield Cost("train", "texts that the student wrote", sum(row["texts"] for row in written))
+        yield Cost("train", "tokens of these texts", round(sum(row["texts"] * row["length"] for row in written)))
     yield from billed_costs("train", scoring)
     yield Cost("evaluate", "answers on validation", sum(score.n for score in files.validation_scores))
     if files.recipe.on_policy:

@@ -79,6 +79,7 @@ def build_tables(data: ReportData) -> dict[str, str]:
             "step kind loss",
             lambda data: [(step, *pair) for step, by_kind in data.kind_losses for pair in by_kind.items()],
         ),
+        "own-texts": ("step measure scorer value", _own_text_rows),
         "tasks": (
             "set task format n base_right chosen_right",
             lambda data: [(row.set, row.task, row.format, row.n, row.base, row.chosen) for row in data.tasks],
@@ -177,6 +178,12 @@ def _text_rows(data: ReportData) -> Rows:
             bounds = [None if value is None or math.isnan(value) else value for value in change]
             counts = (len(score.bytes), sum(score.bytes), score.bits_per_byte)
             yield (score.name, role, score.checkpoint.json_value, *counts, *bounds)
+
+
+def _own_text_rows(data: ReportData) -> Rows:
+    for row in data.own_texts.steps if data.own_texts else ():
+        yield from ((row.step, "divergence", name, value) for name, value in row.divergences.items())
+        yield from ((row.step, name, "", value) for name, value in row.measures.items())
 
 
 def _pass_curve_rows(data: ReportData) -> Rows:

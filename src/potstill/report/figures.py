@@ -1,4 +1,4 @@
-"""Draws the figures as inline SVG, with plain functions from data to text. Only this module and `canvas` use matplotlib.
+"""Draws the figures as inline SVG, with plain functions from data to text.
 
     >>> svg = draw_losses([(1, 2.5), (2, 1.5), (3, 1.25)], chosen=2, width=380)
     >>> svg.startswith('<svg class="figure"'), draw_losses([(1, 2.5), (2, 1.5), (3, 1.25)], chosen=2, width=380) == svg
@@ -49,9 +49,11 @@ from potstill.report.canvas import (
     label_points,
     percent_axis,
     shorten,
+    smooth_by_step,
     step_axis,
 )
 from potstill.report.model import SET_GROUPS, Comparison, ControlRun, ReportData, SetGroup
+from potstill.report.own_text_figures import draw_own_texts
 from potstill.report.summary import SPECIALIZED_GROUPS, CheckpointScores, readable_token
 
 GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # markers of the controls, in text and in matplotlib
@@ -88,6 +90,8 @@ def draw_figures(data: ReportData) -> dict[str, str]:
     ]
     if len({at for at, _, loss in kinds if 0 < loss < math.inf}) > 1:
         drawings["loss-kinds"] = partial(draw_kind_losses, kinds, step)
+    if data.own_texts is not None and sum(bool(row.measures) for row in data.own_texts.steps) > 1:
+        drawings["own-texts"] = partial(draw_own_texts, data.own_texts, step)
     if data.figure_chain:
         [(chain, _)] = data.figure_chain.chains
         drawings["probabilities"] = partial(draw_probabilities, chain)
@@ -236,16 +240,11 @@ def draw_losses(rows: Sequence[tuple[int, float]], chosen: int | None, *, width:
     """The training loss by step (faint), and its centred mean over a twentieth of the steps. Losses that are not finite are
     left out."""
     finite = [row for row in rows if math.isfinite(row[1])]
-    size = -(-len(finite) // 480)  # steps per point: there are at most 480 points, which are means over steps
-    runs = [finite[index : index + size] for index in range(0, len(finite), size)]
-    steps, values = [run[-1][0] for run in runs], [sum(loss for _, loss in run) / len(run) for run in runs]
-    window = max(1, len(values) // 20)
-    windows = [values[max(0, index - window // 2) : index + window // 2 + 1] for index in range(len(values))]
-    smooth = [sum(losses) / len(losses) for losses in windows]
+    steps, values, smooth = smooth_by_step(finite)
     figure = canvas.new_figure(width, 250)
     axes = canvas.new_axes(figure, 46, 46, width - 58, 250 - 62)
     axes.grid(axis="y", color=RULE, linewidth=1)
-    if window > 1:
+    if smooth != values:
         axes.plot(steps, values, color=INK, alpha=0.28, linewidth=1)
     axes.plot(steps, smooth, color=INK, linewidth=2)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

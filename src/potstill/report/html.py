@@ -44,15 +44,17 @@ from potstill.report.model import (
     TrainingSpeed,
 )
 from potstill.report.model_comparison import ModelComparison
+from potstill.report.own_text_panels import list_panels
 from potstill.report.score_tables import HEADER, build_score_tables, table_notes
 from potstill.report.study_model import StudyReport
 
-VERSION: Final = 10  # of the content of the page and its tables; stored in the manifest of the stage `report`
+VERSION: Final = 11  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("labels", "Labels"),
     ("tradeoff", "Gained and lost"),
     ("training", "Through training"),
+    ("own-texts", "Its own texts"),
     ("selection", "Selection"),
     ("teacher", "Teacher and filter"),
     ("calibration", "How sure they are"),
@@ -85,7 +87,9 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
     values: dict[str, Any] = {
         "figures": {name: Markup(svg) for name, svg in figures.items()},
         "sections": [
-            row for row in (SECTIONS if data.is_trained else EVALUATION_SECTIONS) if data.labels or row[0] != "labels"
+            row
+            for row in (SECTIONS if data.is_trained else EVALUATION_SECTIONS)
+            if row[0] not in _missing_sections(data)
         ],
         "script": Markup(script),
         "policy": _content_policy(script),
@@ -109,6 +113,8 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "trained": summary.has_trained_choice(data),
         "interpolated": any(row.checkpoint.share != 1 for row in checkpoints),
         "on_policy": any(row.checkpoint.on_policy_steps for row in checkpoints),
+        "own": data.own_texts,
+        "own_panels": list_panels(data.own_texts) if data.own_texts else [],
         "non_finite": sum(not math.isfinite(loss) for _, loss in data.losses),
         "groups": [group for group in SET_GROUPS if group in data.groups.values()],
         "costs": [(stage, list(rows)) for stage, rows in groupby(data.costs, lambda cost: cost.stage)],
@@ -125,6 +131,11 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "tables": build_tables(data),
     }
     return _render("page.html.jinja", data, values)
+
+
+def _missing_sections(data: ReportData) -> list[str]:
+    """The sections that only some runs have, and this run does not have."""
+    return [*([] if data.labels else ["labels"]), *([] if data.own_texts else ["own-texts"])]
 
 
 def render_times(data: ReportData, times: Sequence[StageTime], speed: TrainingSpeed | None = None) -> dict[str, str]:

@@ -327,6 +327,72 @@ class ReportExample:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnTextStep:
+    """The texts that the student wrote for one training step (`train.on_policy`).
+
+    divergences  scorer -> mean divergence from it, in nats per position, without any weight
+    measures     the other measures of the texts, as in `written` of metrics.jsonl; empty if the step has no such text
+    """
+
+    step: int
+    divergences: Mapping[str, float]
+    measures: Mapping[str, int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class StalenessRow:
+    """The texts whose weights were `first` to `last` steps old when they were trained on.
+
+    steps   number of training steps
+    ratio   mean over these steps of the importance ratio; `capped`: of the share of tokens whose ratio is above the cap
+    """
+
+    first: int
+    last: int
+    steps: int
+    ratio: float
+    capped: float
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTextSample:
+    """A text that the student wrote for a training step, with what it counted for. The verdict has its answer."""
+
+    step: int
+    question: Question
+    text: str
+    verdict: Verdict
+    reward: float
+    advantage: float
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTextSummary:
+    """The texts that the student wrote during training (`train.on_policy`).
+
+    about      sentences on how they were written and scored
+    window     number of steps whose texts were written at once
+    cap        largest importance ratio of the divergence; None: no ratios
+    steps      the training steps, in order
+    staleness  their importance ratios by staleness; empty if no text was written ahead
+    first      first of the last steps, from which the samples come; `last`: the last step with texts
+    right      number of texts of these steps with the reward 1; `counted`: of texts with a reward
+    samples    some of these texts, those with the reward 1 first
+    """
+
+    about: tuple[str, ...]
+    window: int
+    cap: float | None
+    steps: tuple[OwnTextStep, ...]
+    staleness: tuple[StalenessRow, ...] = ()
+    first: int = 0
+    last: int = 0
+    right: int = 0
+    counted: int = 0
+    samples: tuple[OwnTextSample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """A run as its report shows it. A part that the run does not have is empty, and the page says why.
 
@@ -345,6 +411,7 @@ class ReportData:
     validation    all scores of `evaluate`: all checkpoints, sets, formats and decodings
     losses        (step, training loss in nats per supervised position), in the order of the steps
     kind_losses   (step, loss by kind of position), in nats per supervised position of the kind
+    own_texts     the texts that the student wrote during training; None without `train.on_policy`
     tasks         test scores by task and format, for sets of several tasks
     calibrations  confidence and entropy of the teacher, the base and the chosen checkpoint, where they were sampled
     outcomes      for each set, number of validation questions by outcome, in the main format
@@ -374,6 +441,7 @@ class ReportData:
     validation: tuple[Score, ...] = ()
     losses: tuple[tuple[int, float], ...] = ()
     kind_losses: tuple[tuple[int, Mapping[TargetKind, float]], ...] = ()
+    own_texts: OwnTextSummary | None = None
     tasks: tuple[TaskScore, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
     sources: tuple[SourceSummary, ...] = ()

@@ -13,7 +13,7 @@ of these. The stored texts of a step make a resume exact where texts are written
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -139,10 +139,14 @@ _GRADES: Final[dict[str, Grade]] = {"right": "right", "no_answer": "no answer"}
 
 def read_own_texts(path: Path) -> list[OwnText]:
     """The stored texts; empty if there is no file."""
-    if not path.exists():
-        return []
+    return list(iterate_own_texts(path)) if path.exists() else []
+
+
+def iterate_own_texts(path: Path) -> Iterator[OwnText]:
+    """The stored texts, one at a time."""
     with storage.as_format_errors(path):
-        return [_from_json(row) for _, row in storage.read_jsonl(path)]
+        for _, row in storage.read_jsonl(path):
+            yield _from_json(row)
 
 
 def _from_json(row: Mapping[str, Any]) -> OwnText:

@@ -150,6 +150,20 @@ def _open_server(run_dir: Path, source: Recipe, name: str, top_logprobs: int, st
     return lambda pairs: broadcast_from_main(partial(scorer.score, pairs))
 
 
+def describe_scorer(recipe: Recipe, name: str) -> str | None:
+    """The scorer of an entry of `train.on_policy.scorers` in words; None if the entry names no model."""
+    section = recipe.train.on_policy
+    assert section is not None, "the recipe has the section train.on_policy"
+    entry = section.scorers[name]
+    if entry.model is None:
+        return None
+    if entry.model == BASE_STUDENT:
+        return "the base student"
+    if entry.kind == "local" and _teacher_source(recipe, entry) is not None:
+        return "the teacher" if entry.model == TEACHER else f"the teacher {entry.model}"
+    return f"{entry.model} on a server" if entry.kind == "openai" else entry.model
+
+
 def scorer_inputs(recipe: Recipe) -> dict[str, str]:
     """Name -> digest, for the models and prompts of all scorers of `train.on_policy`, except the base student."""
     section, digests = recipe.train.on_policy, dict[str, str]()

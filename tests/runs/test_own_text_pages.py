@@ -1,0 +1,69 @@
+"""Whoever trains on texts of the student sees them: on the page, in its tables, in the progress and in a tracker."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tiny
+from potstill import storage
+from potstill.report import collect
+from potstill.run_reader import open_run
+from potstill.training.own_texts import read_own_texts
+
+SECTION = (
+    "train.on_policy={share: 0.6, max_tokens: 24, top_logprobs: 4, samples: 2, refresh_every: 2,"
+    " rewards: {advantage_weight: 1}, scorers: {big: {sets: [sums]}, own: {sets: [more], model: base, rewards: false}}}"
+)
+
+
+@pytest.fixture(scope="module")
+def run_dir(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(world, tmp_path_factory.mktemp("own") / "run", SECTION, "train.steps=8")
+
+
+def test_the_page_has_the_measures_of_every_step_and_texts_as_they_were_written(run_dir: Path) -> None:
+    report = collect.collect_report(run_dir, open_run(run_dir).recipe)
+    own = report.own_texts
+    assert own is not None and own.window == 2 and [row.step for row in own.steps] == list(range(1, 9))
+    metrics = [row for _, row in storage.read_jsonl(run_dir / "train" / "metrics.jsonl")]
+    for row, step in zip(metrics, own.steps, strict=True):
+        assert step.measures == row["written"]
+        assert step.divergences == {name: row["losses"][f"own/{name}"] for name in step.divergences} != {}
+    texts = [text for text in read_own_texts(run_dir / "train" / "own_texts.jsonl") if text.step in (7, 8)]
+    counted = [text for text in texts if text.reward is not None]
+    assert (own.first, own.last, own.counted) == (7, 8, len(counted)) and counted
+    assert own.right == sum(text.reward == 1 for text in counted)
+    for sample in own.samples:
+        [text] = [
+            text
+            for text in counted
+            if (text.step, text.question, text.text) == (sample.step, sample.question.id, sample.text)
+        ][:1]
+        assert (text.grade, text.reward) == (sample.verdict.grade, sample.reward)
+    page = (run_dir / "report" / "index.html").read_text("utf-8")
+    assert "The scorer big, for questions of sums, is the teacher." in page and "is the base student." in page
+    with open(run_dir / "report" / "own-texts.csv", encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert {(row["step"], row["scorer"]) for row in rows if row["measure"] == "divergence"} >= {
+        ("8", "big"),
+        ("8", "own"),
+    }
+    costs = {cost.label: cost.number for cost in report.costs}
+    written = read_own_texts(run_dir / "train" / "own_texts.jsonl")
+    assert costs["texts that the student wrote"] == len(written)
+    assert costs["tokens of these texts"] == sum(len(text.ids) for text in written)
+
+
+def test_texts_without_rewards_have_measures_and_no_samples(world: Path, run_dir: Path, tmp_path: Path) -> None:
+    later = shutil.ignore_patterns("train", "evaluate", "select", "test", "report", "student")
+    again = Path(shutil.copytree(run_dir, tmp_path / "run", ignore=later))
+    section = "train.on_policy={share: 0.2, max_tokens: 4, scorers: {own: {sets: [more], model: base, rewards: false}}}"
+    tiny.make(world, again, section, "train.steps=2", "train.checkpoint_every=2")
+    own = collect.collect_report(again, open_run(again).recipe).own_texts
+    assert own is not None and own.samples == () and own.staleness == ()
+    page = (again / "report" / "index.html").read_text("utf-8")
+    assert "Texts with the highest reward" not in page and "tokens per text" in page
