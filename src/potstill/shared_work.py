@@ -114,15 +114,16 @@ def process_group(run_dir: Path, recipe: Recipe) -> Iterator[tuple[bool, Process
 def _make_called(group: ProcessGroup, run_dir: Path, recipe: Recipe, name: str) -> None:
     """Make a stage, or a shard of it, to which the main process has called this process."""
     stage, shard = open_stage(name), Shard(group.rank.rank + 1, group.rank.world)
-    with group.make_called() as ready:
+    with group.report_failure():
         if stage.distributed:
-            ready()
+            group.come()
             with group.collectives():
                 stage.make(run_dir, recipe)
         else:
             with run_folder.lock_shard(run_dir, shard.number, shard.count):
-                ready()
+                group.come()
                 stage.make_shard(run_dir, recipe, shard)
+                group.finish()
 
 
 def make_together(group: ProcessGroup, run_dir: Path, recipe: Recipe, name: str) -> Any:

@@ -16,10 +16,11 @@ from crashing import Crash, crash
 from expect import user_error
 from potstill import evaluation, runner, shared_work, stages
 from potstill.cli.stage_commands import SHARDED
+from potstill.errors import UserError
 from potstill.evaluation import answers
 from potstill.stages import align
 from potstill.stages import filter as filter_stage
-from potstill.storage import run_folder
+from potstill.storage import atomic, run_folder
 from potstill.storage.segments import Shard
 from process_group import together
 
@@ -152,6 +153,30 @@ def test_nobody_waits_for_a_process_that_was_killed(
     assert any(path.stat().st_size for path in stored)
     runner.run(tiny.recipe(world, *CHANGES), run_dir, until="evaluate")
     assert of_stage(run_dir, "evaluate") == of_stage(whole, "evaluate")
+
+
+def fail_in(rank: int, world: Path, run_dir: Path, changes: tuple[str, ...]) -> None:
+    """The command of a launcher; the second process has other changes of the recipe, and cannot store its answers."""
+
+    def refuse(operation: str, moment: str, path: Path) -> None:
+        if operation == "append" and path.parent.name == answers.SHARDS_FOLDER:
+            raise UserError("the disk is full", code="E-storage-os-error", where=path)
+
+    if rank == 1:
+        atomic.crash = refuse
+    tiny.make(world, run_dir, *CHANGES, *(changes if rank == 1 else ()), until="evaluate")
+
+
+@pytest.mark.parametrize(
+    "changes, code", [((), "E-storage-os-error"), (("report.examples=4",), "E-train-different-recipes")]
+)
+def test_an_error_of_one_process_is_told_by_the_first(
+    world: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], changes: tuple[str, ...], code: str
+) -> None:
+    run_dir = before(whole, "evaluate", tmp_path / "run")
+    assert together(2, fail_in, world, run_dir, changes, timeout=60) == [1, 1]
+    errors = capfd.readouterr().err
+    assert errors.count(code) >= 2 and "E-run-process-ended" in errors
 
 
 @pytest.mark.slow

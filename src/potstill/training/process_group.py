@@ -73,7 +73,10 @@ class ProcessGroup:
             missing -= self._raise_reported(missing)
             if time.monotonic() - looked > LOCK_SECONDS:
                 for rank in sorted(missing):
-                    if not is_running(rank) and rank not in self._raise_reported({rank}):
+                    if is_running(rank) or rank in self._raise_reported({rank}):
+                        continue
+                    time.sleep(LOCK_SECONDS)  # a process that fails reports it after it has released the lock
+                    if rank not in self._raise_reported({rank}):
                         raise _ended_error(stage, rank, self.rank.world, "it was killed")
                 looked = time.monotonic()
             time.sleep(POLL_SECONDS if missing else 0)
@@ -92,8 +95,8 @@ class ProcessGroup:
     def follow(self, recipe: str) -> Iterator[str]:
         """Wait for the first process, and yield each stage to which it calls, until it dismisses this process.
 
-        For each stage, the caller enters `make_called`. Raises UserError if the first process has another recipe, or has
-        ended.
+        The caller makes each stage in `report_failure`, and calls `come` and `finish`. Raises UserError if the first
+        process has another recipe, or has ended.
         """
         while True:
             self._call += 1
@@ -113,14 +116,21 @@ class ProcessGroup:
             yield called["stage"]
 
     @contextmanager
-    def make_called(self) -> Iterator[Callable[[], None]]:
-        """Make the stage to which this process was called. Yields a function to call when this process is ready."""
+    def report_failure(self) -> Iterator[None]:
+        """Report an error of the block, which makes the stage to which this process was called, to the first process."""
         try:
-            yield lambda: self._store.set(f"came {self._call} {self.rank.rank}", "")
+            yield
         except BaseException as fault:
             with suppress(RuntimeError):
                 self._report(fault)
             raise
+
+    def come(self) -> None:
+        """Tell the first process that this process begins with the stage. It then holds the lock of its shard."""
+        self._store.set(f"came {self._call} {self.rank.rank}", "")
+
+    def finish(self) -> None:
+        """Tell the first process that this process has made the stage. It still holds the lock of its shard."""
         self._report(None)
 
     # All processes
