@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -332,3 +333,15 @@ def test_a_run_waits_while_another_process_makes_a_shared_stage_in_its_folder(he
             assert time.monotonic() < until and process.is_alive()
             time.sleep(0.2)
     assert exit_code(process) == 0 and study.is_finished(run)
+
+
+def test_a_run_whose_first_stages_are_still_being_copied_is_no_source(here: Path) -> None:
+    """Another process has copied a stage into its folder, but not yet written its recipe."""
+    plan = study.open_study(Path("rules.yaml"))
+    run, early = plan.runs[0], Path("runs/rules/early")
+    runner.run(run.recipe, run.run_dir, until="collect")
+    early.mkdir()
+    (run.run_dir / "collect").rename(early / "collect")
+    shutil.rmtree(run.run_dir)
+    study.make_run(plan, run)
+    assert study.is_finished(run) and "copied" not in (run.run_dir / "log.jsonl").read_text("utf-8")

@@ -100,7 +100,8 @@ def table_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
         for group in dict.fromkeys(row["group"] for row in own):
             cells = {kind: row for kind in kinds for row in own if _is_mean(row, kind) and row["group"] == group}
             seeds = max((row["seeds"] for row in cells.values()), default="")
-            lines.append(f"| {', '.join(group.split(', ')[:2])} | {seeds} | {' | '.join(_cell(cells.get(kind)) for kind in kinds)} |")
+            name, values = ", ".join(group.split(", ")[:2]), " | ".join(_cell(cells.get(kind)) for kind in kinds)
+            lines.append(f"| {name} | {seeds} | {values} |")
     return lines
 
 

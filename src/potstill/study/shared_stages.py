@@ -150,6 +150,8 @@ def copy_finished_stage(recipe: Recipe, run_dir: Path, name: str, sources: Itera
             done = manifest.read_state(source / name).manifest
             if done is None or not all(path.startswith(f"{name}/") for path in done.outputs):
                 continue  # `report` also writes the student's folder
+            if not (source / "recipe.yaml").exists():
+                continue  # another process is still copying the first stages of this run
             its_recipe = load_recipe(source / "recipe.yaml")
             if flatten_keys(its_recipe, *stage.growing) != flatten_keys(recipe, *stage.growing):
                 continue
