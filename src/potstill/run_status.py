@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from potstill import cut_thoughts, storage
 from potstill.errors import UserError
@@ -24,6 +24,7 @@ from potstill.run_reader import open_run
 from potstill.stages import recipe_stages
 from potstill.storage import ledger, manifest, run_folder, segments
 
+RECENT_STEPS: Final = 20  # steps whose own texts the status counts
 State = Literal["done", "running", "unfinished", "waiting", "broken"]
 
 
@@ -146,7 +147,8 @@ def count_so_far(run_dir: Path, recipe: Recipe, stage: str) -> dict[str, Any]:
     """The counts of a stage that is not finished; empty for stages that take little time.
 
     sample          chains; chains_at_most, if the teacher gives every question the same number of chains
-    train, repair   step, steps, loss, and the saved checkpoints. Training continues from the last one
+    train, repair   step, steps, loss, and the saved checkpoints. Training continues from the last one. With
+                    `train.on_policy`, own_right: the mean share of right own texts over the last RECENT_STEPS steps
     evaluate, test  the evaluated checkpoints; the number of checkpoints in all
     """
     folder = run_dir / stage
@@ -163,10 +165,13 @@ def count_so_far(run_dir: Path, recipe: Recipe, stage: str) -> dict[str, Any]:
         section = recipe.train if stage == "train" or recipe.on_policy is None else recipe.on_policy
         saved = storage.list_saved_steps(folder / "checkpoints")
         last: dict[str, Any] = {}
-        for last in storage.read_complete_lines(folder / "metrics.jsonl"):  # noqa: B007 - only the last row counts
-            pass
-        loss = {"loss": last["loss"]} if "loss" in last else {}
-        return {"step": last.get("step", 0), "steps": section.steps, **loss, "checkpoints": saved}
+        right = deque[float](maxlen=RECENT_STEPS)
+        for last in storage.read_complete_lines(folder / "metrics.jsonl"):
+            written = last.get("written", {})
+            right.extend([written["right"]] if "right" in written else [])
+        measures = {"loss": last["loss"]} if "loss" in last else {}
+        measures |= {"own_right": sum(right) / len(right)} if right else {}
+        return {"step": last.get("step", 0), "steps": section.steps, **measures, "checkpoints": saved}
     if stage in ("evaluate", "test"):
         evaluated = sorted(path.parent.name for path in folder.glob(f"[0-9]*/{manifest.MANIFEST_FILE}"))
         return {"evaluated": evaluated, "checkpoints": _count_checkpoints(run_dir, recipe, stage)}
@@ -196,6 +201,7 @@ def describe_progress(counts: Mapping[str, Any]) -> str:
         return f"{counts['chains']}{share}"
     if "step" in counts:
         loss = f", loss {counts['loss']:.4f}" if "loss" in counts else ""
+        loss += f", {counts['own_right']:.0%} of recent own texts right" if "own_right" in counts else ""
         saved = counts["checkpoints"]
         newest = f"last checkpoint: step {saved[-1]}" if saved else "no checkpoint yet"
         return f"step {counts['step']} of {counts['steps']}{loss}; {newest}"

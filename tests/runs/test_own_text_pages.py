@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 import tiny
-from potstill import storage
+from potstill import storage, tracking
 from potstill.report import collect
 from potstill.run_reader import open_run
+from potstill.run_status import read_status
 from potstill.training.own_texts import read_own_texts
 
 SECTION = (
@@ -67,3 +69,18 @@ def test_texts_without_rewards_have_measures_and_no_samples(world: Path, run_dir
     assert own is not None and own.samples == () and own.staleness == ()
     page = (again / "report" / "index.html").read_text("utf-8")
     assert "Texts with the highest reward" not in page and "tokens per text" in page
+
+
+def test_status_and_trackers_have_the_share_of_right_texts(run_dir: Path, tmp_path: Path) -> None:
+    ongoing = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    (ongoing / "train" / "manifest.json").unlink()
+    rows = [row for _, row in storage.read_jsonl(ongoing / "train" / "metrics.jsonl")]
+    shares = [row["written"]["right"] for row in rows if "right" in row["written"]]
+    [stage] = [stage for stage in read_status(ongoing).stages if stage.stage == "train"]
+    assert stage.counts["own_right"] == pytest.approx(fmean(shares))
+    assert f", {fmean(shares):.0%} of recent own texts right; " in stage.text
+    points = tracking.read_points(run_dir, open_run(run_dir).recipe)["train"]
+    for row, point in zip(rows, points, strict=True):
+        expected = {f"train/written/{name}": value for name, value in row["written"].items()}
+        assert {name: value for name, value in point.values.items() if name.startswith("train/written/")} == expected
+        assert "train/losses/own/own" in point.values

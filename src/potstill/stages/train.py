@@ -12,10 +12,12 @@ step.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from potstill import (
@@ -50,6 +52,7 @@ from potstill.training.own_texts import OWN_TEXTS_FILE
 SPEED_FILE = "speed.jsonl"  # time and memory of each step; no digest covers it
 # Keys of `train` that do not change the result, except for rounding.
 FREE_KEYS = ("sharding", "evaluate", "peak_flops", "async_checkpoints", "loss_kernel")
+RECENT_STEPS = 20  # steps whose own texts the progress bar counts
 LOSS_RISE_WARNING = 1.2  # warn if the final loss is larger than the initial loss by more than this factor
 
 
@@ -168,6 +171,7 @@ class Train(Stage):
             step_start = start
 
             measures: dict[str, float] = {}
+            right = deque[float](maxlen=RECENT_STEPS)  # shares of right own texts
 
             def micro_batches(step: int) -> list[list[Example]]:
                 nonlocal measures
@@ -194,6 +198,7 @@ class Train(Stage):
             ):
                 if texts is not None:
                     step = replace(step, written={**measures, **(step.written or {})})
+                    right.extend([measures["right"]] if "right" in measures else [])
                 speed = training.compute_step_speed(
                     step.step,
                     time.monotonic() - step_start,
@@ -209,7 +214,8 @@ class Train(Stage):
                     metrics_file.append([training.metrics_row(step)])
                 tokens += step.tokens
                 utilisation = "" if speed.utilisation is None else f", {speed.utilisation:.1%} of the peak"
-                tick(1, f"loss {step.loss:.4f}, {speed.tokens_per_second:.0f} tokens/s{utilisation}")
+                of_own = f", {fmean(right):.0%} of recent own texts right" if right else ""
+                tick(1, f"loss {step.loss:.4f}{of_own}, {speed.tokens_per_second:.0f} tokens/s{utilisation}")
                 last = step.step
                 if last in saved_steps:
                     if metrics_file and speed_file:
