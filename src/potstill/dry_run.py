@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from potstill import (
@@ -27,14 +28,15 @@ from potstill import (
     thoughts,
     tokenization,
 )
-from potstill.data import assemble, splits
+from potstill.data import assemble, labels, splits
 from potstill.errors import UserError
 from potstill.existing_run import INDENT, Progress, describe_existing_run, read_progress
 from potstill.recipe import Recipe
-from potstill.records import Question
+from potstill.records import Prompt, Question
 from potstill.storage import ledger
+from potstill.teachers.openai_api import stored_scores
 from potstill.teachers.protocol import missing_chains
-from potstill.training import estimates, examples, on_policy
+from potstill.training import estimates, examples, on_policy, scorer_models
 
 FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan has a time for each rate
 FEW_QUESTIONS = 100  # below this number, the plan states the uncertainty of a score
@@ -68,13 +70,15 @@ def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
         return "\n".join([f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, hint])
     sets = assembled.questions
     lines = [f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, *_question_lines(assembled)]
-    train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
+    train = run_cost.training_questions(recipe.questions.train, sets)
     if recipe.has_teacher:
         for source in recipe.sources:
             lines += _section(lambda source=source: _source_lines(recipe, source, train, run_dir, so_far), "teacher")
         lines += _section(lambda: _student_lines(recipe), "student")
-        plan = cache(lambda: run_cost.plan_step(recipe, train))  # two parts need it, and each names its error
+        plan = cache(lambda: run_cost.plan_step(recipe, sets))  # two parts need it, and each names its error
         lines += _section(lambda: _training_lines(recipe, train, plan()), "training")
+        if recipe.train.on_policy is not None:
+            lines += _section(lambda: _own_text_lines(recipe, plan(), sets), "own texts")
         lines += _section(lambda: _evaluation_lines(recipe, sets, so_far), "answers")
         lines += _section(lambda: ["", *_cost_lines(recipe, plan(), sets, so_far)], "cost")
     else:
@@ -229,9 +233,10 @@ def _training_lines(recipe: Recipe, train: Sequence[Question], plan: run_cost.St
     """The lines about training. Raises UserError if training would fail."""
     section = recipe.train
     total, learnt = plan.tokens * section.steps, plan.supervised * section.steps
-    lines = _format_lines(recipe, train, plan.chains, plan.lengths)
+    lines = _format_lines(recipe, train, plan)
+    mean = "" if section.on_policy is None else " on average"
     lines += [
-        f"  steps           {section.steps} of {section.prompts_per_step} prompts: {plan.tokens:.0f} tokens per step,",
+        f"  steps           {section.steps} of {section.prompts_per_step} prompts: {plan.tokens:.0f} tokens per step{mean},",
         f"{INDENT}{total:.3g} in total, of which {learnt:.3g} are supervised",
     ]
     if section.early_stopping_patience is not None:
@@ -244,16 +249,67 @@ def _training_lines(recipe: Recipe, train: Sequence[Question], plan: run_cost.St
     return [*lines, ""]
 
 
-def _format_lines(
-    recipe: Recipe, train: Sequence[Question], chains: int | None, lengths: dict[str, tuple[float, float]]
-) -> list[str]:
+def _own_text_lines(recipe: Recipe, plan: run_cost.StepPlan, sets: run_cost.Sets) -> list[str]:
+    """The lines about the texts that the student writes in training, and what a server takes to score them."""
+    section, train = recipe.train.on_policy, recipe.train
+    assert section is not None, "the recipe has the section train.on_policy"
+    by_scorer = examples.count_own_prompts(recipe)
+    asked, total = sum(by_scorer.values()), train.steps * train.prompts_per_step
+    share = f"{100 * section.share:g} %" if not isinstance(section.share, dict) else f"{100 * asked / total:.0f} %"
+    points = sorted(section.share.items()) if isinstance(section.share, dict) else []
+    changes = f": {', '.join(f'{100 * value:g} % at step {step}' for step, value in points)}" if points else ""
+    most = max(
+        after - before for before, after in pairwise(section.count_own_prompts(train.prompts_per_step, train.steps))
+    )
+    each = f" ({section.samples} for each)" if section.samples > 1 else ""
+    lines = [
+        f"own texts         the student writes the texts for {share} of the prompts{changes}",
+        f"  texts           {asked * section.samples} for {asked} of {total} prompts{each}, at most"
+        f" {most * section.samples} per step, of at most {section.max_tokens} tokens",
+    ]
+    if section.refresh_every > 1:
+        cap = "" if section.ratio_cap is None else f"; importance ratios up to {section.ratio_cap:g}"
+        lines.append(f"  ahead           {section.refresh_every} steps at once{cap}")
+    servers = list[str]()
+    for name, count in by_scorer.items():
+        entry, scorer = section.scorers[name], scorer_models.describe_scorer(recipe, name)
+        how = f"scored by {scorer}" if scorer else "with rewards only"
+        questions = f"{count} prompts from {plan.own_questions[name]} questions of {', '.join(entry.sets)}"
+        lines.append(f"  {name:<15} {questions}, {how}")
+        servers += _server_lines(recipe, name, count * section.samples, sets)
+    return [*lines, *servers, ""]
+
+
+def _server_lines(recipe: Recipe, name: str, texts: int, sets: run_cost.Sets) -> list[str]:
+    """What it costs to score `texts` texts, if the scorer is behind a server."""
+    section, found = recipe.train.on_policy, scorer_models.find_scorer_model(recipe, name)
+    if section is None or found is None or found.server is None:
+        return []
+    questions = run_cost.training_questions(section.scorers[name].sets, sets)
+    sample = splits.sample_by_hash(questions, run_cost.SAMPLE_QUESTIONS)
+    form, instructions = prompts.FORMATS[recipe.select.format], labels.instructions(recipe)
+
+    def student_prompt(question: Question) -> Prompt:
+        return prompts.build_prompt(question.text, form, instruction=instructions.get(question.task, ""))
+
+    asked = [(found.prompt_of or student_prompt)(question) for question in sample]
+    size = sum(len((prompt.plain + prompt.lead).encode()) for prompt in asked) / max(1, len(asked))
+    forecast = stored_scores.forecast_scoring(
+        found.server, texts=texts, max_tokens=section.max_tokens, prompt_bytes=size
+    )
+    first, *lines = stored_scores.describe_forecast(found.server, forecast)
+    return [f"scores by {name:<7} {first[18:]}", *lines]
+
+
+def _format_lines(recipe: Recipe, train: Sequence[Question], plan: run_cost.StepPlan) -> list[str]:
     """One line per format, and the meaning of the columns."""
+    chains, lengths = plan.chains, plan.lengths
     lines = ["training              rows  tokens  weight  epochs  prompt  target"]
     at_least = "" if teachers.from_recipe(recipe).right_by_definition else ">="
     targets = {name: target for name, (_, target) in lengths.items()}
-    for part in examples.compute_format_shares(recipe, targets, len(train), chains):
+    for part in examples.compute_format_shares(recipe, targets, len(train), chains, plan.own_questions):
         tokens = "-" if part.tokens is None else f"{part.tokens:.1%}"
-        bound = at_least if part.name in lengths and prompts.FORMATS[part.name].rationale else ""
+        bound = at_least if part.name in prompts.FORMATS and prompts.FORMATS[part.name].rationale else ""
         epochs = "-" if part.epochs is None else f"{bound}{part.epochs:.2f}"
         columns = "".join(f" {length:>7.0f}" for length in lengths.get(part.name, ()))
         lines.append(f"  {part.name:<19} {part.rows:>5.1%} {tokens:>7} {part.weight:>7.1%} {epochs:>7}{columns}")
@@ -264,6 +320,10 @@ def _format_lines(
         f"{INDENT}rows, tokens, weight: shares of rows, supervised tokens and gradient",
         f"{INDENT}epochs: passes over the chains (in a format without rationales, over the answers)",
     ]
+    if recipe.train.on_policy is not None:
+        lines.append(
+            f"{INDENT}own/NAME: texts of the student, as long as the solutions; epochs: passes over the questions"
+        )
     if at_least and chains is not None:
         lines.append(f"{INDENT}(>= because some of the {chains} chains may be wrong or dropped)")
     n = min(len(train), run_cost.SAMPLE_QUESTIONS)
@@ -296,21 +356,32 @@ def _cost_lines(recipe: Recipe, plan: run_cost.StepPlan, sets: run_cost.Sets, so
         lines.append(f"{INDENT}everything except the activations is split among the processes")
     if not cost.operations and not cost.answering_seconds:
         return [*lines, "time              nothing is left to train or to evaluate"]
-    training = format_duration(cost.training_seconds)
+    training = f"{format_duration(cost.training_seconds)} for training"
+    if cost.own_texts is not None:
+        training += f", {format_duration(cost.own_seconds)} for the student's own texts"
     if cost.answering_memory is not None:
         lines.append(f"{INDENT}about {_format_gib(cost.answering_memory)} in evaluation")
-        both = f"{training} for training and {format_duration(cost.answering_seconds)} for answers"
-        here = f"{format_duration(cost.training_seconds + cost.answering_seconds)}: {both}"
+        both = f"{training} and {format_duration(cost.answering_seconds)} for answers"
+        here = f"{format_duration(cost.training_seconds + cost.own_seconds + cost.answering_seconds)}: {both}"
     else:
-        here = f"{training} for training; none for answers by {recipe.evaluate.engine}"
+        here = f"{training}; none for answers by {recipe.evaluate.engine}"
     times = [f"{format_duration(cost.operations / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
     left = f" ({max(0, recipe.train.steps - so_far.trained)} steps are left)" if so_far.trained else ""
-    training_rate, decoding_rate = cost.rates
+    training_rate, decoding_rate, own_lines = *cost.rates, list[str]()
+    if (own := cost.own_texts) is not None:
+        unknown = f". No estimate for the scorer {', '.join(own.unknown)}" if own.unknown else ""
+        own_lines = [
+            f"{INDENT}own texts: {format_duration(own.writing)} to write and {format_duration(own.scoring)} to score"
+            f" texts as long as the solutions;",
+            f"{INDENT}{format_duration(own.longest_writing)} and {format_duration(own.longest_scoring)}"
+            f" if all take all their tokens{unknown}",
+        ]
     return [
         *lines,
         f"time              about {here}, on this machine:",
         f"{INDENT}training at {training_rate / 1e12:.3f} TFLOP/s, writing at {decoding_rate / 1e12:.3f}; both follow from",
         f"{INDENT}products of this size, which were measured now. Answers of the base count with all their tokens",
+        *own_lines,
         f"{INDENT}training takes {cost.operations:.2g} operations{left}: {', '.join(times)}",
     ]
 

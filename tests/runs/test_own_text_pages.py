@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 import tiny
-from potstill import storage, tracking
+from potstill import dry_run, run_cost, storage, tracking
+from potstill.data.assemble import assemble_questions
+from potstill.existing_run import Progress
 from potstill.report import collect
 from potstill.run_reader import open_run
 from potstill.run_status import read_status
+from potstill.training import examples
 from potstill.training.own_texts import read_own_texts
 
 SECTION = (
@@ -46,6 +50,7 @@ def test_the_page_has_the_measures_of_every_step_and_texts_as_they_were_written(
             if (text.step, text.question, text.text) == (sample.step, sample.question.id, sample.text)
         ][:1]
         assert (text.grade, text.reward) == (sample.verdict.grade, sample.reward)
+    assert report.training.endswith(" and its own texts")
     page = (run_dir / "report" / "index.html").read_text("utf-8")
     assert "The scorer big, for questions of sums, is the teacher." in page and "is the base student." in page
     with open(run_dir / "report" / "own-texts.csv", encoding="utf-8", newline="") as opened:
@@ -69,6 +74,36 @@ def test_texts_without_rewards_have_measures_and_no_samples(world: Path, run_dir
     assert own is not None and own.samples == () and own.staleness == ()
     page = (again / "report" / "index.html").read_text("utf-8")
     assert "Texts with the highest reward" not in page and "tokens per text" in page
+
+
+def test_the_plan_counts_the_texts_that_the_run_wrote(world: Path, run_dir: Path, tmp_path: Path) -> None:
+    recipe = tiny.recipe(world, SECTION, "train.steps=8")
+    texts = read_own_texts(run_dir / "train" / "own_texts.jsonl")
+    by_set = Counter(question.partition("/")[0] for _, _, question in {(t.step, t.slot, t.question) for t in texts})
+    assert examples.count_own_prompts(recipe) == {"big": by_set["sums"], "own": by_set["more"]}
+    plan = dry_run.describe_run(recipe, tmp_path / "run")
+    assert "the student writes the texts for 60 % of the prompts" in plan
+    assert "48 for 24 of 40 prompts (2 for each), at most 6 per step, of at most 24 tokens" in plan
+    assert f"{by_set['sums']} prompts from " in plan and "scored by the base student" in plan
+    sets = assemble_questions(recipe).questions
+    cost = run_cost.estimate_cost(recipe, run_cost.plan_step(recipe, sets), sets, Progress())
+    assert cost is not None and cost.own_texts is not None and cost.own_texts.unknown == ()
+    assert 0 < cost.own_texts.writing < cost.own_texts.longest_writing
+    assert 0 < cost.own_texts.scoring < cost.own_texts.longest_scoring
+    trained = Progress(trained=8)
+    done = run_cost.estimate_cost(recipe, run_cost.plan_step(recipe, sets), sets, trained)
+    assert done is not None and done.own_seconds == 0
+
+
+def test_the_plan_says_what_a_server_takes_to_score(world: Path, tmp_path: Path) -> None:
+    server = "server: {urls: ['http://localhost:9/v1']}, budget: {prices: {prompt: 1000, completion: 0}}"
+    scorer = f"{{sets: [more], kind: openai, model: m, {server}}}"
+    section = f"train.on_policy={{share: 1, max_tokens: 10, scorers: {{far: {scorer}}}}}"
+    plan = dry_run.describe_run(tiny.recipe(world, section), tmp_path / "run")
+    assert "scored by m on a server" in plan and "scores by far     openai: m at http://localhost:9/v1" in plan
+    assert "20 texts, each once" in plan and "No estimate for the scorer far" in plan
+    tokens = int(plan.partition("at most about ")[2].partition(" in prompts")[0])
+    assert 200 < tokens < 2000 and f"at most about {tokens / 1000:.2f}, at 1000" in plan
 
 
 def test_status_and_trackers_have_the_share_of_right_texts(run_dir: Path, tmp_path: Path) -> None:

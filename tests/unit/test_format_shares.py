@@ -28,6 +28,7 @@ from potstill.report import collect
 from potstill.runner import run as run_recipe
 from potstill.storage import manifest, read
 from potstill.training import data_order, examples, loss_from_recipe
+from potstill.training.loop import on_policy_divergence
 from process_group import gloo, together
 from training_steps import FAMILIES, MICRO_BATCHES, gradients, gradients_agree, make_student, training_examples
 
@@ -375,6 +376,38 @@ def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:
     )  # a question has one chain to show
 
 
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 4), st.integers(1, 3), st.integers(1, 30), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_texts_of_the_student_take_their_share_from_the_stored_chains(
+    first: float, last: float, samples: int, quota: int, steps: int, replays: bool
+) -> None:
+    section = (
+        f"train.on_policy={{share: {{1: {first}, 20: {max(last, 0.01)}}}, samples: {samples}, scorers:"
+        f" {{a: {{sets: [sums], quota: {quota}}}, b: {{sets: [more], model: base}}}}}}"
+    )
+    formats = "train.formats={zero-shot-rationale: 3, zero-shot-answer: 1}"
+    more = ["train.replay={share: 0.2, sets: [more]}"] if replays else []
+    changes = (formats, "train.prompts_per_step=8", f"train.steps={steps}", *more)
+    plain = tiny.recipe(Path("data"), *changes)
+    own = tiny.recipe(Path("data"), *changes, section)
+    lengths = {"zero-shot-rationale": 20.0, "zero-shot-answer": 5.0, "own/a": 15.0, "own/b": 6.0}
+    before = {part.name: part for part in examples.compute_format_shares(plain, lengths, 12, 30)}
+    after = {part.name: part for part in examples.compute_format_shares(own, lengths, 12, 30, {"a": 12, "b": 9})}
+    counts = examples.count_own_prompts(own)
+    assert own.train.on_policy is not None
+    assert sum(counts.values()) == own.train.on_policy.count_own_prompts(8, steps)[-1]
+    stored = 1 - sum(counts.values()) / (8 * steps)
+    for name in ("zero-shot-rationale", "zero-shot-answer"):
+        assert after[name].epochs == pytest.approx((before[name].epochs or 0) * stored)
+    assert after["own/a"].epochs == pytest.approx(counts["a"] / 12)
+    assert sum(part.rows for part in after.values()) == pytest.approx(1)
+    assert sum(part.tokens or 0 for part in after.values()) == pytest.approx(1)
+    assert sum(part.weight for part in after.values()) == pytest.approx(1)
+    # Every position of a text weighs the same as the mean position of a stored chain.
+    for name in ("own/a", "own/b"):
+        assert after[name].weight == pytest.approx((after[name].tokens or 0) * (0.8 if replays else 1))
+
+
 @pytest.mark.slow
 def test_the_dry_run_of_a_recipe_prints_the_mix(data: Path) -> None:
     description = dry_run.describe_run(load_recipe(RECIPES / "flan-t5-xl.yaml", [f"data={data}"]))
@@ -430,5 +463,5 @@ def test_beta_counts_in_the_identity_of_repair_where_the_divergence_has_one(
     own = tiny.recipe(world, f"on_policy={{sets: [more], divergence: {divergence}, divergence_beta: 0.2}}")
     free = open_stage("repair").free(own)
     assert ("on_policy.divergence_beta" not in free) == has_beta and "train.divergence_beta" in free
-    assert (loss_from_recipe(recipe, "on_policy").beta, loss_from_recipe(own, "on_policy").beta) == (0.5, 0.2)
+    assert (on_policy_divergence(recipe, "on_policy").beta, on_policy_divergence(own, "on_policy").beta) == (0.5, 0.2)
     assert loss_from_recipe(own).beta == 0.5

@@ -165,9 +165,14 @@ def compare_answers(base: TestAnswers, chosen: TestAnswers, name: str) -> Compar
 
 def describe_training(recipe: Recipe) -> str:
     """A short description of the training data of a recipe's student."""
-    if not any(quota and FORMATS[name].rationale for name, quota in recipe.train.formats.items()):
-        return "bare answers"
-    return teachers.from_recipe(recipe).describe_chains()
+    has_rationales = any(quota and FORMATS[name].rationale for name, quota in recipe.train.formats.items())
+    stored = teachers.from_recipe(recipe).describe_chains() if has_rationales else "bare answers"
+    section, size, steps = recipe.train.on_policy, recipe.train.prompts_per_step, recipe.train.steps
+    if section is None:
+        return stored
+    return (
+        "its own texts" if section.count_own_prompts(size, steps)[-1] == size * steps else f"{stored} and its own texts"
+    )
 
 
 # Control runs

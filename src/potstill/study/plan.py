@@ -19,7 +19,6 @@ from potstill.dry_run import format_duration
 from potstill.errors import UserError
 from potstill.existing_run import Progress, read_progress
 from potstill.recipe import Recipe
-from potstill.records import Question
 from potstill.stages import recipe_stages
 from potstill.storage import ledger
 from potstill.study.grid import DEMO, Study, StudyRun
@@ -109,16 +108,12 @@ def estimate_run(run: StudyRun) -> RunEstimate:
         return RunEstimate(None, None, f"{fault.where}: {fault.what}")
     if cost is None:
         return RunEstimate(None, None, "the model has another architecture, or its size is unknown")
-    return RunEstimate(cost.training_seconds, cost.answering_seconds)
+    return RunEstimate(cost.training_seconds + cost.own_seconds, cost.answering_seconds)
 
 
 def _estimate_cost(recipe: Recipe, so_far: Progress) -> run_cost.RunCost | None:
     sets = assemble.assemble_questions(recipe).questions
-    return run_cost.estimate_cost(recipe, run_cost.plan_step(recipe, _training_questions(recipe, sets)), sets, so_far)
-
-
-def _training_questions(recipe: Recipe, sets: run_cost.Sets) -> list[Question]:
-    return [question for name in recipe.questions.train for question in sets[name].get("train", [])]
+    return run_cost.estimate_cost(recipe, run_cost.plan_step(recipe, sets), sets, so_far)
 
 
 def _read_progress(run: StudyRun) -> Progress:
@@ -131,7 +126,7 @@ def _describe_teachers(run: StudyRun) -> Iterator[str]:
     """The lines of `potstill run --dry-run` about the chains that a run samples, for itself and for others."""
     recipe = run.recipe
     try:
-        train = _training_questions(recipe, assemble.assemble_questions(recipe).questions)
+        train = run_cost.training_questions(recipe.questions.train, assemble.assemble_questions(recipe).questions)
         so_far = _read_progress(run)
         for name, source in recipe.sources.items():
             with teachers.name_source(name):

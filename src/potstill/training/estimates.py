@@ -26,6 +26,7 @@ from potstill.models import Shape, count_matrix_elements, count_parameters, defa
 TRAINING_SHARE: Final = 0.5  # share of the rate of products that training reaches
 DECODING_SHARE: Final = 0.3  # the same for decoding
 READING_FACTOR: Final = 3  # a prompt of an evaluation takes this much longer than the same products in training
+TRANSFER_SECONDS: Final = 8e-4  # for a token of a text whose scores the rule `text` transfers to the student's tokens
 PROCESS_BYTES: Final = 500 << 20  # Python and its libraries
 UNCACHED_ELEMENTS: Final = 1 << 25  # a matrix of this size does not fit in a processor's cache
 Precision = Literal["float32", "bfloat16"]
@@ -46,6 +47,12 @@ def training_operations(shape: Shape, *, tokens: float, supervised: float, adapt
 def decoding_operations(shape: Shape, *, tokens: float) -> float:
     """The operations of writing `tokens` tokens, one at a time and with logits for each."""
     return 2 * tokens * (count_matrix_elements(shape) + shape.vocabulary * shape.d_model)
+
+
+def scoring_operations(shape: Shape, *, tokens: float, scored: float) -> float:
+    """The operations of reading `tokens` tokens with logits for `scored` of them, as of a training step without its
+    backward pass."""
+    return training_operations(shape, tokens=tokens, supervised=scored) / 3
 
 
 def answering_seconds(shape: Shape, *, reads: float, writes: float, rates: tuple[float, float]) -> float:

@@ -76,12 +76,13 @@ class RowFormat:
 
 @dataclass(frozen=True, slots=True)
 class FormatShare:
-    """The share of a format, or of replay, in training, as known before the run.
+    """The share of a format, of the student's own texts for a scorer, or of replay, in training, as known before the run.
 
     rows    share of the rows of a step
     tokens  share of the supervised tokens of all formats; None for replay
     weight  share of the gradient
-    epochs  number of times that training uses a chain, or an answer in an answer-only format; None if unknown
+    epochs  number of times that training uses a chain, an answer in an answer-only format, or a question that the student
+            answers; None if unknown
     """
 
     name: str
@@ -270,34 +271,59 @@ def weight_formats(groups: list[list[Example]], weights: Mapping[str, float] | N
 
 
 def compute_format_shares(
-    recipe: Recipe, target_lengths: Mapping[str, float], questions: int, chains: int | None
+    recipe: Recipe,
+    target_lengths: Mapping[str, float],
+    questions: int,
+    chains: int | None,
+    own_questions: Mapping[str, int] | None = None,
 ) -> list[FormatShare]:
-    """The shares of a recipe's formats, and of replay if there is any.
+    """The shares of a recipe's formats, of the texts that the student writes for each scorer, and of replay, as means over
+    all steps.
 
-    target_lengths  mean number of tokens of a target, by format
+    target_lengths  mean number of tokens of a target, by format; of a text of the student, by `own/NAME` of its scorer
     questions       number of training questions, which is also the number of answers
     chains          number of chains; None if unknown
+    own_questions   number of questions of each scorer of `train.on_policy`
     """
     section = recipe.train
     quotas = {name: quota for name, quota in section.formats.items() if quota}
-    groups = {name: section.prompts_per_step * quota / sum(quotas.values()) for name, quota in quotas.items()}
+    own_prompts = {name: count / section.steps for name, count in count_own_prompts(recipe).items()}
+    stored = section.prompts_per_step - sum(own_prompts.values())
+    groups = {name: stored * quota / sum(quotas.values()) for name, quota in quotas.items()}
     per_prompt = mean_chains_per_prompt(recipe, questions, chains)
     rows = {name: count * (per_prompt if prompts.FORMATS[name].rationale else 1) for name, count in groups.items()}
     tokens = {name: rows[name] * target_lengths[name] for name in quotas}
+    samples = section.on_policy.samples if section.on_policy is not None else 0
+    own_rows = {name: count * samples for name, count in own_prompts.items()}
+    own_tokens = {name: count * target_lengths[f"own/{name}"] for name, count in own_rows.items()}
     weights: dict[str, float] = {**section.loss_weights} if section.loss_weights else tokens
     replay_rows = replay_rows_per_step(recipe)
     replay_share = section.replay.share if section.replay else 0.0
-    all_rows, all_tokens, all_weights = (sum(values.values()) for values in (rows, tokens, weights))
-    all_rows += replay_rows
+    all_weights = sum(weights.values()) or 1.0  # 0 without any stored chain
+    all_rows = sum(rows.values()) + sum(own_rows.values()) + replay_rows
+    stored_tokens, all_tokens = sum(tokens.values()), sum(tokens.values()) + sum(own_tokens.values())
     shares = []
     for name in quotas:
         data = chains if prompts.FORMATS[name].rationale else questions
-        weight = (1 - replay_share) * weights[name] / all_weights
+        weight = (1 - replay_share) * (stored_tokens / all_tokens) * weights[name] / all_weights
         epochs = rows[name] * section.steps / data if data else None
         shares.append(FormatShare(name, rows[name] / all_rows, tokens[name] / all_tokens, weight, epochs))
+    for name in own_prompts:
+        share, known = own_tokens[name] / all_tokens, (own_questions or {}).get(name)
+        epochs = own_prompts[name] * section.steps / known if known else None
+        shares.append(FormatShare(f"own/{name}", own_rows[name] / all_rows, share, (1 - replay_share) * share, epochs))
     if replay_rows:
         shares.append(FormatShare(REPLAY_FORMAT, replay_rows / all_rows, None, replay_share, None))
     return shares
+
+
+def count_own_prompts(recipe: Recipe) -> dict[str, int]:
+    """The number of prompts in all steps for which the student writes the texts, by scorer of `train.on_policy`."""
+    section = recipe.train.on_policy
+    if section is None:
+        return {}
+    total = section.count_own_prompts(recipe.train.prompts_per_step, recipe.train.steps)[-1]
+    return data_order.count_in_rotation({name: scorer.quota for name, scorer in section.scorers.items()}, total)
 
 
 def mean_chains_per_prompt(recipe: Recipe, questions: int, chains: int | None) -> float:

@@ -132,17 +132,21 @@ def open_scorer(
     return from_model(model.to(student.device), student, prompt_of, **settings)
 
 
+def _server_recipe(source: Recipe, top_logprobs: int) -> Recipe:
+    """The recipe whose teacher is the model that scores behind a server."""
+    teacher = source.teacher
+    if teacher.score is not None:  # a teacher of existing chains, whose scorer is behind the server
+        keys = {"model": teacher.score.model, "prompt": teacher.prompt, "prompt_style": teacher.prompt_style}
+        teacher = TeacherSection(kind="openai", server=teacher.server, **keys)
+    return source.model_copy(update={"teacher": teacher.model_copy(update={"top_logprobs": top_logprobs})})
+
+
 def _open_server(run_dir: Path, source: Recipe, name: str, top_logprobs: int, stack: ExitStack) -> ScoreChains:
     """The function that scores chains through a server. Only the main process sends requests.
 
     The scores are stored beside the stages, in `scores/NAME`, so that no redo of a stage removes what was paid for.
     """
-    teacher = source.teacher
-    if teacher.score is not None:  # a teacher of existing chains, whose scorer is behind the server
-        keys = {"model": teacher.score.model, "prompt": teacher.prompt, "prompt_style": teacher.prompt_style}
-        teacher = TeacherSection(kind="openai", server=teacher.server, **keys)
-    teacher = teacher.model_copy(update={"top_logprobs": top_logprobs})
-    recipe = source.model_copy(update={"teacher": teacher})
+    recipe = _server_recipe(source, top_logprobs)
     if not is_main_process():
         return lambda pairs: broadcast_from_main(list)
     folder, ledger_name = run_dir / "scores" / name, f"{ledger.SCORES}.{name}"
@@ -162,6 +166,38 @@ def describe_scorer(recipe: Recipe, name: str) -> str | None:
     if entry.kind == "local" and _teacher_source(recipe, entry) is not None:
         return "the teacher" if entry.model == TEACHER else f"the teacher {entry.model}"
     return f"{entry.model} on a server" if entry.kind == "openai" else entry.model
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerModel:
+    """Where the model of a scorer is.
+
+    folder       folder of a model in this process; None for the base student and for a server
+    server       the recipe whose teacher is a server's model
+    prompt_of    function from a question to the scorer's prompt; None: it reads the student's prompts
+    """
+
+    folder: Path | None = None
+    server: Recipe | None = None
+    prompt_of: Callable[[Question], Prompt] | None = None
+
+
+def find_scorer_model(recipe: Recipe, name: str) -> ScorerModel | None:
+    """The model of an entry of `train.on_policy.scorers`; None if the entry names none. Raises UserError if it is missing."""
+    section = recipe.train.on_policy
+    assert section is not None, "the recipe has the section train.on_policy"
+    entry = section.scorers[name]
+    if entry.model is None:
+        return None
+    if entry.model == BASE_STUDENT:
+        return ScorerModel()
+    source = _teacher_source(recipe, entry)
+    if source is None:
+        return ScorerModel(models.find_model(recipe, entry.model, _scorer_key(name), entry.revision).folder)
+    prompt_of = load_prompt_builder(source) if entry.kind == "local" else None
+    if find_scorer_teacher(source, entry.model) == "openai":
+        return ScorerModel(server=_server_recipe(source, section.top_logprobs), prompt_of=prompt_of)
+    return ScorerModel(_local_teacher(source).folder, prompt_of=prompt_of)
 
 
 def scorer_inputs(recipe: Recipe) -> dict[str, str]:
