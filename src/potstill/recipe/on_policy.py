@@ -146,7 +146,7 @@ class TrainOnPolicySection(Section):
     max_tokens: Positive = Field(default=256, description="Maximum number of tokens per text.")
     engine: Literal["transformers", "ctranslate2"] = Field(
         default="transformers",
-        description="Engine that writes the texts; ctranslate2 reads the student's weights anew at every refresh.",
+        description="Engine that writes the texts; ctranslate2 converts the student's weights at every refresh.",
     )
     refresh_every: Positive = Field(
         default=1,

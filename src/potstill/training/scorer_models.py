@@ -241,20 +241,11 @@ def check_scorers(recipe: Recipe, *, weights: bool = True) -> None:
     """Raise UserError if a scorer of `train.on_policy` cannot be opened. weights: check the files of its weights, too."""
     section = recipe.train.on_policy
     for name, entry in section.scorers.items() if section else ():
-        if entry.model in (None, BASE_STUDENT):
-            continue
-        source = _teacher_source(recipe, entry)
-        if source is None:
-            assert entry.model is not None
-            folder = models.find_model(recipe, entry.model, _scorer_key(name), entry.revision).folder
-            trusted = recipe.student.trust_remote_code
-        elif find_scorer_teacher(source, entry.model or "") == "local":
-            teacher = _local_teacher(source)
-            folder, trusted = teacher.folder, source.teacher.trust_remote_code
-        else:
-            continue
-        if weights:
-            models.check_weights(folder, trust_remote_code=trusted)
+        found = find_scorer_model(recipe, name)
+        if weights and found is not None and found.folder is not None:
+            source = _teacher_source(recipe, entry)
+            trusted = recipe.student.trust_remote_code if source is None else source.teacher.trust_remote_code
+            models.check_weights(found.folder, trust_remote_code=trusted)
 
 
 def _local_teacher(source: Recipe) -> LocalModel:
