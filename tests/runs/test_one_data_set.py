@@ -11,7 +11,7 @@ import pytest
 import tiny
 from potstill.evaluation import checkpoint, choice, selection
 from potstill.recipe import load_recipe
-from potstill.report import collect
+from potstill.report import collect, notes
 from potstill.storage import manifest
 
 ONE_SET = ("select.rule=in-distribution", "questions={train: [sums], validation: 0.3, test: 0.3}")
@@ -43,7 +43,7 @@ def test_only_the_sets_of_the_rule_belong_to_the_identity_of_the_selection(run_d
 def test_page_and_card_claim_nothing_about_other_sets(run_dir: Path, finished: Path) -> None:
     report = collect.collect_report(run_dir, load_recipe(run_dir / "recipe.yaml"))
     assert set(report.groups.values()) == {"in-distribution"}
-    [note] = collect.note_groups(load_recipe(run_dir / "recipe.yaml"))
+    [note] = notes.note_groups(load_recipe(run_dir / "recipe.yaml"))
     assert note in report.notes
     for name in ("report/index.html", "student/README.md"):
         text = (
@@ -52,6 +52,6 @@ def test_page_and_card_claim_nothing_about_other_sets(run_dir: Path, finished: P
         assert note in text and "mean-out-of-distribution" not in text
         shown = text.partition("</style>")[2].replace(note, "") if name.endswith("html") else text.replace(note, "")
         assert "out-of-distribution" not in shown, name
-    assert not list(collect.note_groups(load_recipe(finished / "recipe.yaml"))), "other pages are as before"
+    assert not list(notes.note_groups(load_recipe(finished / "recipe.yaml"))), "other pages are as before"
     rows = json.loads((run_dir / "collect" / "manifest.json").read_text())["counts"]["questions"]
     assert set(rows) == {"sums.train", "sums.validation", "sums.test"}

@@ -76,7 +76,8 @@ def test_the_program_stops_at_the_answer_if_the_evaluation_did(
     kind: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to white space at the end: the evaluation keeps whole tokens."""
-    run_dir = make(kind, world, tmp_path, "evaluate.stop_at_answer=true", "evaluate.max_tokens=40", "train.steps=120")
+    steps = "train.steps=60"  # after twice as many, the causal student ends its texts itself on some processors
+    run_dir = make(kind, world, tmp_path, "evaluate.stop_at_answer=true", "evaluate.max_tokens=40", steps)
     stored = stored_answers(run_dir)
     ask = program_of(run_dir, monkeypatch)
     assert {question: ask(question).rstrip() for question in stored} == {q: text.rstrip() for q, text in stored.items()}

@@ -74,6 +74,7 @@ COUNTED_AS = {
     "run_status": None,
     "existing_run": None,
     "runner": None,
+    "shared_work": None,  # the units that processes share have the bytes of one process
     "export": None,  # reads a finished run
     "dry_run": None,
     "run_cost": None,
