@@ -101,11 +101,6 @@ class Plan:
     rewards: RewardsSection | None = None
     file: Path | None = None
 
-    @property
-    def questions(self) -> int:
-        """The number of different questions."""
-        return len({name for part in self.parts for name in part.questions})
-
 
 @dataclass(slots=True)
 class OwnTexts:

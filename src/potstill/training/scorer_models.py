@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from potstill import alignment, grading, inference, models, teachers, tokenization
 from potstill.errors import UserError
@@ -100,36 +100,32 @@ def open_scorer(
     """
     section = recipe.train.on_policy
     assert section is not None, "the recipe has the section train.on_policy"
-    entry = section.scorers[name]
-    settings: Any = {"top_k": section.top_logprobs, "budget": recipe.train.batch_tokens}
-    if entry.model is None:
+    found = find_scorer_model(recipe, name)
+    if found is None:
         return None
-    if entry.model == BASE_STUDENT:
-        return from_model(models.from_recipe(recipe).to(student.device), student, prompt_of, **settings)
-    source = _teacher_source(recipe, entry)
-    if source is not None:
-        if entry.kind == "local":  # a teacher of the recipe
-            build_prompt = load_prompt_builder(source)
-            prompt_of = lambda question: build_prompt(questions[question])  # noqa: E731
-        if find_scorer_teacher(source, entry.model) == "openai":
-            score = _open_server(run_dir, source, name, section.top_logprobs, stack)
-            named = source.teacher.server.tokenizer
-            tokenizer = None
-            if named is not None:
-                tokenizer = tokenization.load_tokenizer(find_path(source, named, "teacher.server.tokenizer"))
-            return Scorer(by_step=partial(transfer_scores, score, tokenizer, student.tokenizer, prompt_of))
-        teacher = _local_teacher(source)
-        model = models.open_student(
-            teacher.folder, trust_remote_code=source.teacher.trust_remote_code, chat_template=teacher.chat_settings
-        ).to(student.device)
-        return from_model(model, student, prompt_of, own_prompts=True, **settings)
-    folder = models.find_model(recipe, entry.model, _scorer_key(name), entry.revision).folder
-    trusted = recipe.student.trust_remote_code
-    if tokenization.load_tokenizer(folder).digest == student.tokenizer.digest:
-        model = models.from_checkpoint(recipe, folder)
+    if (build_prompt := found.prompt_of) is not None:
+        prompt_of = lambda question: build_prompt(questions[question])  # noqa: E731
+    if found.server is not None:
+        score, tokenizer = _open_server(run_dir, found.server, name, stack), _server_tokenizer(found.server)
+        return Scorer(by_step=partial(transfer_scores, score, tokenizer, student.tokenizer, prompt_of))
+    if found.folder is None:
+        model = models.from_recipe(recipe)
+    elif found.teacher is not None:
+        trusted = found.teacher.recipe.teacher.trust_remote_code
+        model = models.open_student(found.folder, trust_remote_code=trusted, chat_template=found.teacher.chat_settings)
+    elif tokenization.load_tokenizer(found.folder).digest == student.tokenizer.digest:
+        model = models.from_checkpoint(recipe, found.folder)
     else:
-        model = models.open_student(folder, chat_template="auto", trust_remote_code=trusted)
-    return from_model(model.to(student.device), student, prompt_of, **settings)
+        trusted = recipe.student.trust_remote_code
+        model = models.open_student(found.folder, chat_template="auto", trust_remote_code=trusted)
+    return from_model(
+        model.to(student.device),
+        student,
+        prompt_of,
+        top_k=section.top_logprobs,
+        budget=recipe.train.batch_tokens,
+        own_prompts=found.teacher is not None,
+    )
 
 
 def _server_recipe(source: Recipe, top_logprobs: int) -> Recipe:
@@ -141,12 +137,17 @@ def _server_recipe(source: Recipe, top_logprobs: int) -> Recipe:
     return source.model_copy(update={"teacher": teacher.model_copy(update={"top_logprobs": top_logprobs})})
 
 
-def _open_server(run_dir: Path, source: Recipe, name: str, top_logprobs: int, stack: ExitStack) -> ScoreChains:
+def _server_tokenizer(recipe: Recipe) -> tokenization.Tokenizer | None:
+    """The tokenizer that the recipe names for its server."""
+    named = recipe.teacher.server.tokenizer
+    return None if named is None else tokenization.load_tokenizer(find_path(recipe, named, "teacher.server.tokenizer"))
+
+
+def _open_server(run_dir: Path, recipe: Recipe, name: str, stack: ExitStack) -> ScoreChains:
     """The function that scores chains through a server. Only the main process sends requests.
 
     The scores are stored beside the stages, in `scores/NAME`, so that no redo of a stage removes what was paid for.
     """
-    recipe = _server_recipe(source, top_logprobs)
     if not is_main_process():
         return lambda pairs: broadcast_from_main(list)
     folder, ledger_name = run_dir / "scores" / name, f"{ledger.SCORES}.{name}"
@@ -173,11 +174,13 @@ class ScorerModel:
     """Where the model of a scorer is.
 
     folder       folder of a model in this process; None for the base student and for a server
+    teacher      the teacher whose model it is; None for other models
     server       the recipe whose teacher is a server's model
     prompt_of    function from a question to the scorer's prompt; None: it reads the student's prompts
     """
 
     folder: Path | None = None
+    teacher: LocalModel | None = None
     server: Recipe | None = None
     prompt_of: Callable[[Question], Prompt] | None = None
 
@@ -197,22 +200,21 @@ def find_scorer_model(recipe: Recipe, name: str) -> ScorerModel | None:
     prompt_of = load_prompt_builder(source) if entry.kind == "local" else None
     if find_scorer_teacher(source, entry.model) == "openai":
         return ScorerModel(server=_server_recipe(source, section.top_logprobs), prompt_of=prompt_of)
-    return ScorerModel(_local_teacher(source).folder, prompt_of=prompt_of)
+    teacher = _local_teacher(source)
+    return ScorerModel(teacher.folder, teacher, prompt_of=prompt_of)
 
 
 def scorer_inputs(recipe: Recipe) -> dict[str, str]:
     """Name -> digest, for the models and prompts of all scorers of `train.on_policy`, except the base student."""
     section, digests = recipe.train.on_policy, dict[str, str]()
     for name, entry in section.scorers.items() if section else ():
-        if entry.model in (None, BASE_STUDENT):
+        key, found = _scorer_key(name), find_scorer_model(recipe, name)
+        if found is None or found.folder is None:
             continue
-        key, source = _scorer_key(name), _teacher_source(recipe, entry)
-        if source is None:
-            assert entry.model is not None
+        if found.teacher is not None:
+            digests |= {f"{key}: {part}": digest for part, digest in found.teacher.inputs().items()}
+        elif entry.model is not None:
             digests |= models.find_model(recipe, entry.model, key, entry.revision).identity(key)
-        elif find_scorer_teacher(source, entry.model or "") == "local":
-            teacher = _local_teacher(source)
-            digests |= {f"{key}: {part}": digest for part, digest in teacher.inputs().items()}
     return digests
 
 
@@ -240,12 +242,11 @@ def versions(recipe: Recipe) -> dict[str, int]:
 def check_scorers(recipe: Recipe, *, weights: bool = True) -> None:
     """Raise UserError if a scorer of `train.on_policy` cannot be opened. weights: check the files of its weights, too."""
     section = recipe.train.on_policy
-    for name, entry in section.scorers.items() if section else ():
+    for name in section.scorers if section else ():
         found = find_scorer_model(recipe, name)
         if weights and found is not None and found.folder is not None:
-            source = _teacher_source(recipe, entry)
-            trusted = recipe.student.trust_remote_code if source is None else source.teacher.trust_remote_code
-            models.check_weights(found.folder, trust_remote_code=trusted)
+            trusting = recipe.student if found.teacher is None else found.teacher.recipe.teacher
+            models.check_weights(found.folder, trust_remote_code=trusting.trust_remote_code)
 
 
 def _local_teacher(source: Recipe) -> LocalModel:
