@@ -394,3 +394,21 @@ def test_a_budget_stops_training_and_a_larger_one_continues_it(world: Path, alig
         tiny.make(world, run_dir, served(server.url, f"budget: {{tokens: {2 * spent}}}"), until="train")
         assert train_files(run_dir) == train_files(whole)
         assert server.billed < 1.2 * spent
+
+
+def test_a_changed_grading_function_makes_training_with_graded_texts_outdated(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.stages import open_stage
+
+    monkeypatch.chdir(tmp_path)
+    module = tmp_path / "own_texts_grader.py"
+
+    def inputs(limit: int, *changes: str) -> dict[str, str]:
+        module.write_text(f"def judge(text, gold):\n    return len(text) > {limit}, text\n")
+        task = "sets.sums.task='function: own_texts_grader:judge'"
+        return open_stage("train").inputs(tiny.recipe(world, task, *changes))
+
+    assert inputs(1, SECTION) == inputs(1, SECTION) != inputs(22, SECTION)
+    ungraded = change(SECTION, "{sets: [sums]}", "{sets: [sums], rewards: false}")
+    assert inputs(1, ungraded) == inputs(22, ungraded) and inputs(1) == inputs(22)

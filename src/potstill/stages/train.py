@@ -30,7 +30,7 @@ from potstill import (
     training,
 )
 from potstill.alignment import cross_tokenizer
-from potstill.data import splits
+from potstill.data import custom_set, grader_tasks, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, choice, selection
 from potstill.models import Example
@@ -113,6 +113,8 @@ class Train(Stage):
             versions = scorer_models.versions(recipe)
             digests |= {f"{VERSION_PREFIX}{name}": str(number) for name, number in versions.items()}
             digests |= scorer_models.scorer_inputs(recipe)
+            if any(scorer.rewards for scorer in recipe.train.on_policy.scorers.values()):
+                digests |= custom_set.grader_digests(grader_tasks(recipe))
         return digests
 
     def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:
