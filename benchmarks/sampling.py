@@ -34,7 +34,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
+import aiohttp
 import msgspec
 
 from potstill import progress, runner
@@ -124,15 +124,13 @@ def bare_rates(recipe: Recipe, run_dir: Path) -> Rates:
 
     async def main() -> Rates:
         source, moments = iter(bodies), list[float]()
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
-        async with httpx2.AsyncClient(
-            limits=limits, timeout=60, headers={"Content-Type": "application/json"}
-        ) as client:
+        connector, headers = aiohttp.TCPConnector(limit=0), {"Content-Type": "application/json"}
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as client:
 
             async def worker() -> None:
                 for body in source:
-                    response = await client.post(settings.urls[0] + "/completions", content=body)
-                    assert response.status_code == 200 and response.content
+                    async with client.post(settings.urls[0] + "/completions", data=body) as response:
+                        assert response.status == 200 and await response.read()
                     moments.append(time.perf_counter())
 
             start, processor_start = time.perf_counter(), time.process_time()

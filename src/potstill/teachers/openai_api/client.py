@@ -16,12 +16,13 @@ import math
 import os
 import socket
 import ssl
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-import httpx2
+import aiohttp
 
 from potstill import progress
 from potstill.errors import UserError, escape_hidden
@@ -31,7 +32,7 @@ from potstill.teachers.openai_api.request import ENDPOINTS, ServerSettings
 from potstill.teachers.openai_api.response import ResponseBody
 from potstill.teachers.openai_api.server_errors import Outcome, Redactor, ServerError, classify_error
 
-CONNECTIONS_PER_POOL: Final = 8
+KEEP_ALIVE_SECONDS: Final = 5.0  # an idle connection is closed after this time, because many servers close it then
 MAX_MESSAGE_CHARS: Final = 300  # maximum length of a displayed server message
 MAX_ERROR_BYTES: Final = 1 << 16  # bytes of an error's body that are read
 BYTES_PER_OUTCOME: Final = 512  # maximum bytes of one alternative of a token in a body
@@ -61,44 +62,43 @@ class Reply:
     permanent: bool = False
 
 
-@dataclass(slots=True)
-class _Pool:
-    client: httpx2.AsyncClient
-    running: int = 0
-
-
 class Client:
     """Connections to the servers, with the key in the headers. Call `close` at the end.
 
-    Three measures keep the overhead of the HTTP library low. The library scans all connections of a pool twice per
-    request, so there are many small pools. Each address is parsed once. Only the library's connect timeout is used,
-    because one timeout here covers the whole response.
+    Of the HTTP library only the connect timeout is used, because one timeout here covers the whole response. Bodies are
+    decompressed here, and no redirect is followed.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
         api_key = read_api_key(settings)
         self._redact = Redactor(api_key)
         self._warned: set[str] = set()
-        headers = {"Content-Type": "application/json", "User-Agent": "potstill", "Accept-Encoding": "gzip, deflate"}
+        self._headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "potstill",
+            "Accept-Encoding": "gzip, deflate",
+        }
         if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout, self._endpoint = settings.timeout, ENDPOINTS[settings.api]
-        https = any(url.startswith("https:") for url in settings.urls)  # loading certificates is slow
-        verify = httpx2.create_ssl_context() if https else False
         # A third of the timeout: connecting and TLS may each take this long, and both must end before the timeout of the
         # whole response, after which the request counts as billed.
         self._connect_timeout = min(10.0, settings.timeout / 3)
-        timeout = httpx2.Timeout(None, connect=self._connect_timeout)
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS_PER_POOL)
-        self._pools = {
-            url: [
-                _Pool(httpx2.AsyncClient(headers=headers, verify=verify, limits=limits, timeout=timeout))
-                for _ in range(-(-settings.concurrency // CONNECTIONS_PER_POOL))
-            ]
-            for url in settings.urls
-        }
-        self._addresses: dict[str, httpx2.URL] = {}
+        self._proxies = {url: find_proxy(url) for url in settings.urls}
+        self._session: aiohttp.ClientSession | None = None
         self.on_reply: Callable[[dict[str, Any], Reply], None] | None = None  # called after each `send`
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        """The session, which the library can only open in a running event loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                headers=self._headers,
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout, ceil_threshold=math.inf),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._session
 
     async def send(self, url: str, body: dict[str, Any], endpoint: str | None = None) -> Reply:
         """Send a request and read its response. Never raises because of a server's behaviour."""
@@ -109,34 +109,29 @@ class Client:
 
     async def post(self, url: str, body: dict[str, Any], endpoint: str | None = None) -> Reply:
         """Send a request and read its response as `send` does, but do not decode a good response."""
-        address = url + (endpoint or self._endpoint)
-        parsed = self._addresses.get(address) or self._addresses.setdefault(address, httpx2.URL(address))
-        pool = min(self._pools[url], key=lambda pool: pool.running)
-        pool.running += 1
+        address, data = url + (endpoint or self._endpoint), response.encode(body)
         try:
-            async with asyncio.timeout(self._timeout):  # the library's timeout restarts with every byte
-                request = pool.client.build_request("POST", parsed, content=response.encode(body))
-                http_response = await pool.client.send(request, stream=True)
-                try:
-                    return await self._receive(http_response, body)
-                finally:
-                    await http_response.aclose()
+            async with (
+                asyncio.timeout(self._timeout),  # the library's timeout restarts with every byte
+                self._open_session().post(
+                    address, data=data, proxy=self._proxies[url], allow_redirects=False
+                ) as http_response,
+            ):
+                return await self._receive(http_response, body)
+        except aiohttp.ConnectionTimeoutError:  # no request was sent
+            return Reply("busy", message=f"no connection within {self._connect_timeout:g} s")
         except TimeoutError:
             return Reply("busy", message=f"no complete response within {self._timeout:g} s", charged=True)
-        except httpx2.ConnectTimeout:  # no request was sent
-            return Reply("busy", message=f"no connection within {self._connect_timeout:g} s")
-        except httpx2.ConnectError as error:
+        except aiohttp.ClientConnectorError as error:
             message, permanent = _connection_error(error)
             return Reply("away", message=self._clean(message), permanent=permanent)
         except (BodyTooLarge, ValueError) as error:
             return Reply("again", message=self._clean(str(error)), charged=True)
-        except (httpx2.RequestError, httpx2.StreamError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             return Reply("again", message=self._clean(f"{type(error).__name__} {error}".strip()), charged=True)
-        finally:
-            pool.running -= 1
 
-    async def _receive(self, http_response: httpx2.Response, body: dict[str, Any]) -> Reply:
-        status, headers = http_response.status_code, http_response.headers
+    async def _receive(self, http_response: aiohttp.ClientResponse, body: dict[str, Any]) -> Reply:
+        status, headers = http_response.status, http_response.headers
         if status == 200 and "event-stream" in headers.get("content-type", "").lower():  # it may never end
             return Reply("again", message="an event stream", charged=True, permanent=True)
         if 300 <= status < 400:
@@ -145,7 +140,7 @@ class Client:
         encoding = headers.get("content-encoding")
         if status == 200:
             unpack = BodyDecoder(encoding, max_response_bytes(body))
-            data = b"".join([unpack(chunk) async for chunk in http_response.aiter_raw()])
+            data = b"".join([unpack(chunk) async for chunk in http_response.content.iter_any()])
             if (other_format := _name_other_format(data)) is None:
                 return Reply("good", data=data)
             return Reply("again", message=self._clean(other_format), charged=True, permanent=True)
@@ -191,8 +186,25 @@ class Client:
             progress.print_line(f"teacher   {message}", "yellow")
 
     async def close(self) -> None:
-        for pool in chain(*self._pools.values()):
-            await pool.client.aclose()
+        if self._session is not None:
+            await self._session.close()
+
+
+def find_proxy(url: str) -> str | None:
+    """The proxy that the environment names for an address (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)."""
+    parts, proxies = urlsplit(url), urllib.request.getproxies()
+    if urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy is None or urlsplit(proxy).scheme in ("http", "https"):
+        return proxy
+    raise UserError(
+        "only proxies with http:// or https:// can be used",
+        code="E-teacher-proxy",
+        where=f"the environment's proxy for {url}",
+        found=f"{urlsplit(proxy).scheme or 'no scheme'}, {urlsplit(proxy).hostname}",
+        hint="set another proxy, or list the host in the environment variable NO_PROXY",
+    )
 
 
 def to_one_line(text: str) -> str:
@@ -210,18 +222,18 @@ def _name_other_format(data: bytes) -> str | None:
     return None
 
 
-async def _read_beginning(http_response: httpx2.Response, encoding: str | None) -> bytes:
+async def _read_beginning(http_response: aiohttp.ClientResponse, encoding: str | None) -> bytes:
     """The first bytes of an error's body."""
     try:
         unpack, parts = BodyDecoder(encoding, MAX_ERROR_BYTES), []
-        async for chunk in http_response.aiter_raw():
+        async for chunk in http_response.content.iter_any():
             try:
                 parts.append(unpack(chunk))
             except BodyTooLarge:
                 parts.append(chunk[:MAX_ERROR_BYTES] if encoding is None else b"")
                 break
         return b"".join(parts)[:MAX_ERROR_BYTES]
-    except (ValueError, httpx2.RequestError):
+    except (ValueError, aiohttp.ClientError, OSError):
         return b""
 
 
@@ -254,18 +266,15 @@ def _error_text(error: ServerError) -> str:
     return f"{error.message} ({error.code})" if names_code else error.message
 
 
-def _connection_error(error: httpx2.ConnectError) -> tuple[str, bool]:
+def _connection_error(error: aiohttp.ClientConnectorError) -> tuple[str, bool]:
     """The reason for a failed connection, and whether a retry is pointless."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, socket.gaierror):
-            unknown_host = cause.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-            return f"no connection: {cause.strerror}", unknown_host
-        if isinstance(cause, ssl.SSLError):
-            return f"no connection: {cause}", True
-        cause = cause.__cause__ or cause.__context__
-    text = str(error)
-    return f"no connection: {text}", "SSL" in text or "CERTIFICATE" in text
+    cause = getattr(error, "certificate_error", None) or error.os_error
+    if isinstance(cause, socket.gaierror):
+        unknown_host = cause.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+        return f"no connection: {cause.strerror}", unknown_host
+    if isinstance(cause, ssl.SSLError | ssl.CertificateError):
+        return f"no connection: {cause}", True
+    return f"no connection: {cause.strerror or cause}", False
 
 
 def parse_retry_after(header: str | None, now: datetime.datetime) -> float | None:

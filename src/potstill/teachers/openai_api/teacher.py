@@ -28,7 +28,7 @@ from potstill.records import Chain, Question
 from potstill.storage.segments import Shard
 from potstill.teachers.openai_api import capabilities as probing
 from potstill.teachers.openai_api.batch_api import Batch, FailedResults, run_tag
-from potstill.teachers.openai_api.client import Client, Reply, read_api_key
+from potstill.teachers.openai_api.client import Client, Reply, find_proxy, read_api_key
 from potstill.teachers.openai_api.limits import BUDGET_SPENT, Budget, compute_cost, estimate_tokens
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings, iter_requests
 from potstill.teachers.openai_api.scheduler import Scheduler
@@ -225,8 +225,10 @@ class OpenAITeacher(Scorer):
         yield self._check_server
 
     def _check_server(self) -> None:
-        """Raises UserError for an invalid address, a missing key, or a missing tokenizer."""
+        """Raises UserError for an invalid address, a missing key, an unusable proxy, or a missing tokenizer."""
         read_api_key(self.settings)
+        for url in self.settings.urls:
+            find_proxy(url)
         open_lookup(self.recipe)
 
     def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
