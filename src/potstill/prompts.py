@@ -196,6 +196,29 @@ def find_answer_sentence_end(text: str) -> int | None:
     return None if match is None else match.end()
 
 
+_ANSWER_PHRASE: Final = re.compile(r"answer is(?!\w|\s+not\W)", re.IGNORECASE)
+
+
+def find_open_answer_line(text: str) -> int:
+    """The first position that `find_answer_end` must read again if a text without a complete answer line has grown.
+
+    >>> find_open_answer_line("So the answer is not 4"), find_open_answer_line("It is an answ")
+    (7, 5)
+    """
+    start = text.lower().find("answer is")
+    return max(0, len(text) - len("answer is") + 1) if start < 0 else start
+
+
+def find_open_answer_sentence(text: str) -> int:
+    """The first position that `find_answer_sentence_end` must read again if a text for which it returns None has grown.
+
+    >>> find_open_answer_sentence("The answer is not 4. The answer is 5"), find_open_answer_sentence("It is an answ")
+    (25, 5)
+    """
+    match = _ANSWER_PHRASE.search(text)
+    return max(0, len(text) - len("answer is") + 1) if match is None else match.start()
+
+
 def _fill_template(template: str, **values: str) -> str:
     # Values are inserted unchanged, even if they contain braces.
     return re.sub(r"\{(\w+)\}", lambda field: values[field[1]], template)

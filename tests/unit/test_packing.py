@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from potstill import models
-from potstill.models import Example, Student, causal
+from potstill.models import Example, Student, causal, causal_unpadded
 from potstill.models.batch import Batch
 from potstill.models.causal_unpadded import find_shared_prefix, pack_rows, packed_attention
 from potstill.models.unpadded import MIN_LENGTH_RATIO
@@ -137,6 +138,44 @@ def test_prompts_that_begin_alike_share_their_beginning_and_keep_the_gradient(ki
     made = [replace(example, prompt=beginning + example.prompt) for example in examples()]
     batch = check_dense_gradient(kind, tmp_path, made)
     assert batch.tokens == 7 + 11 + 3 + 8 + sum(len(example.target) - 1 for example in made)
+
+
+@pytest.mark.parametrize("cells", [1, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_rows_have_the_same_gradient(kind, cells, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Rows that need a mask of more cells have no mask: alone, with a shared prompt, and after a shared beginning."""
+    monkeypatch.setattr(causal_unpadded, "MAX_MASK_CELLS", cells)
+    beginning = tuple(np.random.default_rng(4).integers(0, TOKENIZER.size, 7).tolist())
+    for number, made in enumerate((examples(), [replace(e, prompt=beginning + e.prompt) for e in examples()])):
+        (into := tmp_path / str(number)).mkdir()
+        batch = check_dense_gradient(kind, into, made)
+        assert batch.packing is not None
+        assert all(block.causal or block.queries * block.keys <= cells for block in batch.packing.blocks)
+
+
+def test_a_long_chain_needs_no_mask_and_a_window_needs_one_of_its_own_size(monkeypatch: pytest.MonkeyPatch):
+    """The number of cells of all masks grows with the length of a chain, not with its square."""
+    monkeypatch.setattr(causal_unpadded, "MAX_MASK_CELLS", 1 << 12)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 1  # type: ignore[assignment]
+    cells: list[int] = []
+    attend = causal_unpadded._block_attention
+
+    def counted(module: Any, q: Any, k: Any, v: Any, mask: Any, *settings: Any) -> torch.Tensor:
+        cells.append(0 if mask is None else mask.numel())
+        return attend(module, q, k, v, mask, *settings)
+
+    monkeypatch.setattr(causal_unpadded, "_block_attention", counted)
+    counts = {}
+    for length in (256, 1024):
+        packing = pack_rows([8], [(0, length), (0, length)])
+        states = [torch.zeros(1, 1, len(packing.positions), 4) for _ in range(3)]
+        for window in (None, 16):
+            cells.clear()
+            packed_attention(module, *states, None, packing=packing, sliding_window=window, scaling=1.0)
+            counts[length, window] = sum(cells)
+    assert counts[256, None] == counts[1024, None] == 0
+    assert counts[1024, 16] < 5 * counts[256, 16]
 
 
 def test_a_beginning_that_saves_few_tokens_is_not_shared():

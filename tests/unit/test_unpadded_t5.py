@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from potstill import models
 from potstill.models import Example, Shape, Student, t5_unpadded
 from potstill.models.unpadded import MIN_LENGTH_RATIO, build_layout
-from potstill.records import Target
+from potstill.records import Target, TargetKind
 from training_steps import TOKENIZER, gradients, gradients_agree, make_student, training_examples
 
 
@@ -65,6 +65,49 @@ def test_a_shared_prompt_is_read_once_and_has_the_same_gradient():
         (alone.weights * student(alone)).sum().backward()
     assert gradients_agree(shared, gradients(student))
     assert batch.slots == batch.tokens < sum(len(e.prompt) + len(e.target) for e in made)
+
+
+@pytest.mark.parametrize("chunk", [1, 70, 1 << 20])
+@pytest.mark.parametrize("cells", [0, 40])
+def test_long_rows_are_computed_in_chunks_with_the_same_gradient(cells, chunk, monkeypatch: pytest.MonkeyPatch):
+    """Self-attention with biases of encoder and decoder, and cross-attention, also with padding in a block of rows."""
+    student = make_student("t5")
+    with torch.no_grad():
+        for name, value in student.model.named_parameters():
+            if "relative_attention_bias" in name:
+                value.normal_(generator=torch.Generator().manual_seed(3))
+    batch = student.batch(chains(student))
+    found = []
+    for limit in (t5_unpadded.MAX_SCORE_CELLS, cells):
+        monkeypatch.setattr(t5_unpadded, "MAX_SCORE_CELLS", limit)
+        monkeypatch.setattr(t5_unpadded, "CHUNK_CELLS", chunk)
+        student.zero_grad()
+        losses = student(batch)
+        (batch.weights * losses).sum().backward()
+        found.append((losses.detach(), gradients(student)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-5)
+    assert gradients_agree(found[1][1], found[0][1])
+
+
+def test_the_scores_that_exist_at_once_do_not_grow_with_the_square_of_the_length(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(t5_unpadded, "MAX_SCORE_CELLS", 1 << 12)
+    monkeypatch.setattr(t5_unpadded, "CHUNK_CELLS", 1 << 14)
+    student, largest = make_student("t5"), list[int]()
+    attend = t5_unpadded.attend
+
+    def counted(q, k, v, bias, dropout, *, fused):
+        largest[-1] = max(largest[-1], q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
+        return attend(q, k, v, bias, dropout, fused=fused)
+
+    monkeypatch.setattr(t5_unpadded, "attend", counted)
+    prompt = tuple(student.encode("Q: 2 + 3 A:"))
+    for length in (200, 800):
+        kinds: list[TargetKind] = ["hard" for _ in range(length)]
+        target = Target([5] * length, range(length + 1), [5] * length, [1.0] * length, kinds)
+        largest.append(0)
+        with torch.no_grad():
+            student(student.batch([Example(prompt, target)]))
+    assert max(largest) <= 1 << 14
 
 
 def test_recomputing_the_layers_gives_the_same_gradient():

@@ -28,11 +28,11 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from potstill.calculator import equations
 from potstill.calculator.equations import Edit
@@ -70,26 +70,137 @@ def edit_calculator_annotations(chain: Chain, marks: CalculatorMarks | None) -> 
 
 
 def _apply_edits(chain: Chain, find: Callable[[str], Sequence[Edit]], earlier: Spans) -> tuple[Chain, Spans]:
-    """The chain with the edits that `find` returns for its text, and its certain spans, including the `earlier` ones."""
+    """The chain with the edits that `find` returns for its text, and its certain spans, including the `earlier` ones.
+
+    Takes time proportional to the length of the chain: edits that share no token are applied to separate pieces of it.
+    """
     text = chain.content.decode("utf-8", DECODE_ERRORS)
     edits = find(text)
     if not edits:
         return chain, earlier
-
-    def to_bytes(characters: int) -> int:
-        return len(text[:characters].encode("utf-8", DECODE_ERRORS))
-
-    in_bytes = [(to_bytes(e.start), to_bytes(e.end), e.text.encode(), to_bytes(e.number_end)) for e in edits]
-    certain: list[Span] = []
-    for start, end, new, until in reversed(
-        in_bytes
-    ):  # the last edit first, so that the offsets of the others stay valid
-        chain, span = _apply_edit(chain, start, end, new, until)
-        shift = len(new) - (end - start)
-        certain = [span, *((max(low + shift, span[1]), high + shift) for low, high in certain)]
+    to_bytes = _byte_offsets(text, [offset for edit in edits for offset in (edit.start, edit.end, edit.number_end)])
+    in_bytes = [(to_bytes[e.start], to_bytes[e.end], e.text.encode(), to_bytes[e.number_end]) for e in edits]
+    pieces, certain = _Pieces(chain), list[Span]()
+    for region, members in _group_edits(chain, in_bytes):
+        low = region.low
+        piece, spans = _chain_piece(chain, region), list[Span]()
+        for start, end, new, until in reversed(members):  # the last edit first, so that the others' offsets stay valid
+            piece, span = _apply_edit(piece, start - low, end - low, new, until - low)
+            shift = len(new) - (end - start)
+            spans = [span, *((max(first + shift, span[1]), last + shift) for first, last in spans)]
+        moved = pieces.replace(region, piece)
+        certain += [(first + moved, last + moved) for first, last in spans]
     new_offset = _offset_map([(start, end) for start, end, _, _ in in_bytes], [len(new) for _, _, new, _ in in_bytes])
     certain += [(new_offset(low), new_offset(high)) for low, high in earlier]
-    return chain, tuple(sorted(span for span in certain if span[1] > span[0]))
+    return pieces.join(), tuple(sorted(span for span in certain if span[1] > span[0]))
+
+
+def _byte_offsets(text: str, offsets: Iterable[int]) -> dict[int, int]:
+    """Offset in characters -> offset in bytes, for these offsets of a text."""
+    places, position, size = dict[int, int](), 0, 0
+    for offset in sorted(set(offsets)):
+        size += len(text[position:offset].encode("utf-8", DECODE_ERRORS))
+        places[offset], position = size, offset
+    return places
+
+
+class _Region(NamedTuple):
+    """A part of a chain: its bytes from `low` to `high`, and its tokens from `first` up to but not including `after`."""
+
+    low: int
+    high: int
+    first: int
+    after: int
+
+
+def _find_region(chain: Chain, start: int, end: int) -> _Region:
+    """The tokens that touch the bytes from `start` to `end`, and these bytes together with those of the tokens."""
+    first = bisect_right(chain.spans, start, key=lambda span: span[1])
+    after = max(first, bisect_left(chain.spans, end, key=lambda span: span[0]))
+    if first == after:
+        return _Region(start, end, first, after)
+    return _Region(min(start, chain.spans[first][0]), max(end, chain.spans[after - 1][1]), first, after)
+
+
+def _group_edits(
+    chain: Chain, edits: Sequence[tuple[int, int, bytes, int]]
+) -> Iterator[tuple[_Region, list[tuple[int, int, bytes, int]]]]:
+    """The regions of a chain that edits change, in order, each with its edits. Edits whose regions overlap have one region.
+
+    edits  start, end, new bytes, and the end of the number after them, as for `_apply_edit`
+    """
+    group: list[tuple[int, int, bytes, int]] = []
+    region = _Region(0, 0, 0, 0)
+    for edit in edits:
+        own = _find_region(chain, edit[0], edit[3])
+        if group and own.low >= region.high and own.first >= region.after:
+            yield region, group
+            group = []
+        if group:
+            region = _Region(
+                min(region.low, own.low),
+                max(region.high, own.high),
+                min(region.first, own.first),
+                max(region.after, own.after),
+            )
+        else:
+            region = own
+        group.append(edit)
+    yield region, group
+
+
+def _chain_piece(chain: Chain, region: _Region) -> Chain:
+    """A region of a chain as a chain, with offsets that count from the start of the region."""
+    low, high, first, after = region
+    return replace(
+        chain,
+        content=chain.content[low:high],
+        tokens=chain.tokens[first:after],
+        spans=tuple((start - low, end - low) for start, end in chain.spans[first:after]),
+        candidates=chain.candidates[first:after],
+    )
+
+
+class _Pieces:
+    """A chain of which regions are replaced, from the first to the last, in time proportional to its length."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self.low, self.first, self.shift = chain, 0, 0, 0
+        self.content: list[bytes] = []
+        self.tokens: list[bytes] = []
+        self.spans: list[Span] = []
+        self.candidates: list[Candidates] = []
+
+    def replace(self, region: _Region, piece: Chain) -> int:
+        """Replace a region by a piece. Returns the offset of the piece in the new content."""
+        self._copy_until(region.low, region.first)
+        start = region.low + self.shift
+        self.content.append(piece.content)
+        self.tokens += piece.tokens
+        self.spans += [(low + start, high + start) for low, high in piece.spans]
+        self.candidates += piece.candidates
+        self.low, self.first = region.high, region.after
+        self.shift += len(piece.content) - (region.high - region.low)
+        return start
+
+    def join(self) -> Chain:
+        """The chain with all replacements."""
+        self._copy_until(len(self.chain.content), max(len(self.chain.tokens), len(self.chain.candidates)))
+        return replace(
+            self.chain,
+            content=b"".join(self.content),
+            tokens=tuple(self.tokens),
+            spans=tuple(self.spans),
+            candidates=tuple(self.candidates),
+        )
+
+    def _copy_until(self, low: int, first: int) -> None:
+        """Copy what lies before the byte `low` and the token `first`."""
+        chain = self.chain
+        self.content.append(chain.content[self.low : low])
+        self.tokens += chain.tokens[self.first : first]
+        self.spans += [(start + self.shift, end + self.shift) for start, end in chain.spans[self.first : first]]
+        self.candidates += chain.candidates[self.first : first]
 
 
 def _apply_edit(chain: Chain, start: int, end: int, new: bytes, until: int) -> tuple[Chain, Span]:
@@ -183,18 +294,22 @@ def replace_characters(chain: Chain, characters: Mapping[str, str]) -> Chain:
 
 def _merge_shared_tokens(chain: Chain, spans: Sequence[tuple[int, int]]) -> Chain:
     """The chain with tokens merged so that each span lies in one token."""
-    touched = [[i for i, (low, high) in enumerate(chain.spans) if low < end and high > start] for start, end in spans]
-    runs: list[tuple[int, int]] = []
-    for tokens in (tokens for tokens in touched if len(tokens) > 1):
-        if runs and tokens[0] < runs[-1][1]:
-            runs[-1] = (runs[-1][0], max(runs[-1][1], tokens[-1] + 1))
-        else:
-            runs.append((tokens[0], tokens[-1] + 1))
-    for first, after in reversed(runs):
-        span = (chain.spans[first][0], chain.spans[after - 1][1])
-        step = _chain_candidates(chain.tokens[first:after], chain.candidates[first:after])
-        chain = _splice_token(chain, first, after, (b"".join(chain.tokens[first:after]), span, step))
-    return chain
+    runs: list[_Region] = []
+    for start, end in spans:
+        region = _find_region(chain, start, end)
+        if region.after - region.first < 2:
+            continue
+        if runs and region.first < runs[-1].after:
+            region = _Region(runs[-1].low, region.high, runs[-1].first, max(runs[-1].after, region.after))
+            runs.pop()
+        runs.append(region)
+    pieces = _Pieces(chain)
+    for region in runs:
+        piece = _chain_piece(chain, region)
+        step = _chain_candidates(piece.tokens, piece.candidates)
+        token = (b"".join(piece.tokens), (piece.spans[0][0], piece.spans[-1][1]), step)
+        pieces.replace(region, _splice_token(piece, 0, len(piece.tokens), token))
+    return pieces.join() if runs else chain
 
 
 def _chain_candidates(tokens: Sequence[bytes], steps: Sequence[Candidates]) -> Candidates:

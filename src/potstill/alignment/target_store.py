@@ -37,11 +37,11 @@ expects another origin gets an error.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -100,8 +100,8 @@ def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0
 
     Raises UserError for two targets with the same key, and for a position with more than 10,921 candidates.
     """
-    rest = iter(targets)
-    blocks = iter(lambda: list(islice(rest, BLOCK_TARGETS)), [])
+    rest = iter(targets)  # not a list: a target of 32,000 tokens takes about 10 MiB as Python objects
+    blocks = (itertools.chain([first], itertools.islice(rest, BLOCK_TARGETS - 1)) for first in rest)
     return join_blocks(pack_block(block, threshold) for block in blocks)
 
 

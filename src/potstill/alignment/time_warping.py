@@ -10,7 +10,7 @@ import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -18,7 +18,10 @@ from rapidfuzz.process import cdist
 
 from potstill.errors import UserError
 
-MAX_DTW_CELLS: Final = 10**8  # a cell takes at most about 12 bytes
+MAX_DTW_CELLS: Final = 4 * 10**9  # about 64,000 x 64,000 tokens, half a minute
+MAX_STORED_CELLS: Final = (
+    1 << 24
+)  # above it, the rows are computed twice, and only about two square roots of them are kept
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -43,8 +46,9 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
         c(i, j) = Levenshtein(teacher i without " ", student j without "▁")
 
     There is no gap penalty. The backtrace prefers the diagonal on a tie, then the step to the previous teacher token.
-    Time and memory are proportional to the product of the lengths. Raises UserError above 10^8 cells, and for tokens
-    that are not strings.
+    Time is proportional to the product of the lengths; memory, too, up to MAX_STORED_CELLS cells, and above to the student's
+    tokens times the square root of the teacher's. Raises UserError above MAX_DTW_CELLS cells, and for tokens that are
+    not strings.
     """
     rows, columns = len(teacher), len(student)
     for side, tokens in (("teacher", teacher), ("student", student)):
@@ -66,26 +70,71 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
         )
     if not rows or not columns:
         return DtwAlignment(0.0 if rows == columns else math.inf, ((),) * columns)
-    teacher_index, teacher_strings = _index_distinct([token.replace(" ", "") for token in teacher])
-    student_index, student_strings = _index_distinct([token.replace("▁", "") for token in student])
-    distances = cdist(teacher_strings, student_strings, scorer=Levenshtein.distance, dtype=np.int32)
-    # Whole numbers keep the subtraction below exact. Infinity must stay above every cost after a sum is subtracted from it.
-    dtype = np.int32 if int(distances.max()) * (rows + columns) < 2**29 else np.int64
-    infinity = np.iinfo(dtype).max // 2
-    sums = np.zeros((len(teacher_strings), columns + 1), dtype)
-    np.cumsum(distances[:, student_index], axis=1, dtype=dtype, out=sums[:, 1:])
-    least = np.full((rows + 1, columns + 1), infinity, dtype)
-    least[0, 0] = 0
-    best = np.empty(columns, dtype)
-    for row, string in enumerate(teacher_index, 1):
-        # A path that enters the row at column k and goes to column j costs its entry cost plus sums[j] - sums[k - 1]. So
-        # the best entry for column j is the running minimum of (entry cost - sums[k - 1]), and the whole row is computed
-        # at once.
-        np.minimum(least[row - 1, 1:], least[row - 1, :-1], out=best)
-        np.subtract(best, sums[string, :-1], out=best)
-        np.minimum.accumulate(best, out=best)
-        np.add(best, sums[string, 1:], out=least[row, 1:])
-    return DtwAlignment(float(least[rows, columns]), _backtrace(least))
+    table = _CostTable(teacher, student)
+    stride = rows if rows * columns <= MAX_STORED_CELLS else math.isqrt(rows - 1) + 1
+    starts = range(0, rows, stride)
+    first_rows = [table.border()]
+    for start in starts:
+        block = table.fill(first_rows[-1], start, min(start + stride, rows))
+        first_rows.append(block[-1].copy())
+    groups: list[list[int]] = [[] for _ in range(columns)]
+    row, column, cost = rows, columns, float(first_rows.pop()[-1])
+    for start in reversed(
+        starts
+    ):  # the backtrace needs the cells of one block at a time; only the last one still exists
+        first_row = first_rows.pop()
+        if row > start and start != starts[-1]:
+            block = table.fill(first_row, start, row)
+        row, column = _backtrace(block, start, row, column, groups)
+    return DtwAlignment(cost, tuple(tuple(reversed(group)) for group in groups))
+
+
+class _CostTable:
+    """The cells f(i, j) of two sequences of token strings, computed row by row."""
+
+    def __init__(self, teacher: Sequence[str], student: Sequence[str]) -> None:
+        self.teacher_index, teacher_strings = _index_distinct([token.replace(" ", "") for token in teacher])
+        student_index, student_strings = _index_distinct([token.replace("▁", "") for token in student])
+        self.student_index = np.array(student_index)
+        self.distances = cdist(teacher_strings, student_strings, scorer=Levenshtein.distance, dtype=np.int32)
+        # Whole numbers keep the subtraction below exact. Infinity must stay above every cost after a sum is subtracted.
+        is_small = int(self.distances.max()) * (len(teacher) + len(student)) < 2**29
+        self.dtype: Any = np.int32 if is_small else np.int64
+        self.sums: dict[int, np.ndarray] = {}  # by the index of the teacher's string: sums over the student's tokens
+        self.most_sums = MAX_STORED_CELLS // len(student)
+
+    def border(self) -> np.ndarray:
+        """[student tokens + 1]: the row before the teacher's first token."""
+        row = np.full(len(self.student_index) + 1, np.iinfo(self.dtype).max // 2, self.dtype)
+        row[0] = 0
+        return row
+
+    def fill(self, before: np.ndarray, start: int, end: int) -> np.ndarray:
+        """[end - start + 1, student tokens + 1]: the row `before`, and those of the teacher's tokens `start` to `end`."""
+        columns = len(self.student_index)
+        least = np.full((end - start + 1, columns + 1), np.iinfo(self.dtype).max // 2, self.dtype)
+        least[0] = before
+        best = np.empty(columns, self.dtype)
+        for row, string in enumerate(self.teacher_index[start:end], 1):
+            # A path that enters the row at column k and goes to column j costs its entry cost plus sums[j] - sums[k - 1].
+            # So the best entry for column j is the running minimum of (entry cost - sums[k - 1]), and the whole row is
+            # computed at once.
+            sums = self._sums(string)
+            np.minimum(least[row - 1, 1:], least[row - 1, :-1], out=best)
+            np.subtract(best, sums[:-1], out=best)
+            np.minimum.accumulate(best, out=best)
+            np.add(best, sums[1:], out=least[row, 1:])
+        return least
+
+    def _sums(self, string: int) -> np.ndarray:
+        """[student tokens + 1]: the sum of the distances of a teacher's string to the first 0, 1, 2, ... tokens."""
+        sums = self.sums.get(string)
+        if sums is None:
+            sums = np.zeros(len(self.student_index) + 1, self.dtype)
+            np.cumsum(self.distances[string, self.student_index], dtype=self.dtype, out=sums[1:])
+            if len(self.sums) < self.most_sums:
+                self.sums[string] = sums
+        return sums
 
 
 def _index_distinct(strings: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -94,16 +143,18 @@ def _index_distinct(strings: Sequence[str]) -> tuple[list[int], list[str]]:
     return [indices.setdefault(string, len(indices)) for string in strings], list(indices)
 
 
-def _backtrace(least: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    i, j = least.shape[0] - 1, least.shape[1] - 1
-    groups: list[list[int]] = [[] for _ in range(j)]
-    while i and j:
+def _backtrace(least: np.ndarray, start: int, i: int, j: int, groups: list[list[int]]) -> tuple[int, int]:
+    """Follow the cheapest path from cell (i, j) back to the row `start`, and add the teacher's tokens to the groups.
+
+    least  the rows from `start` on. Returns the cell at which the path reaches the first row, or the first column
+    """
+    while i > start and j:
         groups[j - 1].append(i - 1)
-        diagonal, up, left = least[i - 1, j - 1], least[i - 1, j], least[i, j - 1]
+        diagonal, up, left = least[i - 1 - start, j - 1], least[i - 1 - start, j], least[i - start, j - 1]
         if diagonal <= up and diagonal <= left:
             i, j = i - 1, j - 1
         elif up <= left:
             i -= 1
         else:
             j -= 1
-    return tuple(tuple(reversed(group)) for group in groups)
+    return i, j

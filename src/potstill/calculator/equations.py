@@ -78,11 +78,13 @@ class Edit:
 def find_equations(text: str) -> Iterator[Equation]:
     """The equations of a text in order, without those inside a mark, which may be closed or still open."""
     marks = [match.span() for match in MARK_PATTERN.finditer(text)]
-    equals = -1
+    equals, mark = -1, 0
     while (equals := text.find("=", equals + 1)) >= 0:
+        while mark < len(marks) and marks[mark][1] <= equals:
+            mark += 1
         low = max(0, equals - calculator.LOOKBACK_CHARS)
         opened = text.rfind("<<", low, equals)
-        if any(start < equals < end for start, end in marks) or (opened >= 0 and ">>" not in text[opened:equals]):
+        if (mark < len(marks) and marks[mark][0] < equals) or (opened >= 0 and ">>" not in text[opened:equals]):
             continue
         expression, result = (
             calculator.find_trailing_expression(text[low:equals]),
@@ -158,10 +160,17 @@ def _is_judgeable(text: str, equation: Equation) -> bool:
     assert tail is not None
     before = text[start - 1 : start]
     separate = not tail[0].strip(" \t.,$") and not before.isalnum() and before not in tuple(":%^_#\\'\"°|")
-    separate = separate and text[:start].rstrip()[-1:] not in tuple("%^/")
+    separate = separate and _last_visible(text, start) not in tuple("%^/")
     has_letters = re.search("[xX]", TIMES_SIGN.sub("*", equation.expression))
     plain = not has_letters and not AMBIGUOUS_EXPRESSION.search(equation.expression)
     return separate and plain and not equation.continues and not UNIT_PATTERN.match(text, equation.end)
+
+
+def _last_visible(text: str, end: int) -> str:
+    """The last character before `end` that is not white space; empty if there is none."""
+    while end and text[end - 1].isspace():
+        end -= 1
+    return text[max(0, end - 1) : end]
 
 
 def _is_rounded(text: str, equation: Equation) -> bool:

@@ -33,6 +33,7 @@ REPEATS_VERSION: Final = 1  # version of the rule of `RepeatDetector`
 MAX_PERIOD: Final = 64  # maximum number of tokens in a repeated block
 REPEATS: Final = 4  # minimum number of repeats of a block
 MIN_REPEATED: Final = 32  # minimum number of tokens in all repeats of a block together
+CALCULATOR_BYTES: Final = 4 * (calculator.LOOKBACK_CHARS + 2)  # end of a text that decides whether there is a result
 CONTEXT_CHARS: Final = 80  # number of characters of the text that are tokenized together with a result
 
 StepLogprobs = tuple[list[int], list[float]]  # ids and log-probabilities of the top k tokens, then of the sampled token
@@ -127,6 +128,7 @@ class AnswerDetector:
         self.texts = [bytearray() for _ in range(rows)]
         self.starts: list[list[int]] = [[] for _ in range(rows)]  # start of each token, in bytes
         self.lengths: list[int | None] = [None] * rows
+        self.searched = [0] * rows  # no answer begins before this byte, so that no part of a long text is read twice
 
     def add(self, row: int, token: int, position: int) -> bool:
         """Append a token to a row. Returns whether the row now has an answer."""
@@ -138,10 +140,14 @@ class AnswerDetector:
         if self.lengths[row] is None and may_end:
             # In Latin-1 every byte is a character, so offsets are in bytes. The phrases are ASCII, and in UTF-8 an ASCII
             # byte never belongs to another character.
-            text = self.texts[row].decode("latin-1")
+            start = self.searched[row]
+            text = self.texts[row][start:].decode("latin-1")
             end = prompts.find_answer_end(text) if is_line else prompts.find_answer_sentence_end(text)
             if end is not None and (end < len(text) or not is_line):
-                self.lengths[row] = bisect_left(self.starts[row], end + is_line)
+                self.lengths[row] = bisect_left(self.starts[row], start + end + is_line)
+            else:
+                find_open = prompts.find_open_answer_line if is_line else prompts.find_open_answer_sentence
+                self.searched[row] = start + find_open(text)
         return self.lengths[row] is not None
 
 
@@ -251,7 +257,7 @@ class CalculatorDecoding:
             if not self.pending[row] and self.texts[row][-1:].isdigit():
                 self.after_result.add(row)
         elif added.endswith(b"="):
-            text = self.texts[row].decode("utf-8", "replace")
+            text = self.texts[row][-CALCULATOR_BYTES:].decode("utf-8", "replace")
             if (result := calculator.complete_after_equals(text)) is not None:
                 self.pending[row] = self.result_tokens(text[-CONTEXT_CHARS:], result)
                 change = self.may_open_mark.discard if result.endswith(">>") else self.may_open_mark.add

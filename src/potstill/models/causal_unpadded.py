@@ -15,6 +15,10 @@ All layers except attention work on single tokens, and positions are explicit, s
 model calls `packed_attention` instead of torch's kernel, and passes the packing on as an argument. Rows of similar lengths
 form a block, as in `potstill.models.unpadded`. A sliding window (Gemma, Mistral) counts positions.
 
+A mask of [queries, keys] would need a GiB for a chain of 32,000 tokens. So a row whose mask would be larger than
+MAX_MASK_CELLS also has the tokens before it as queries, whose results are not used: causal order is then enough, and
+torch's kernel needs no mask and stores no scores. Long rows with a window or a softcap are computed in chunks of queries.
+
     >>> packing = pack_rows([3, 1], [(0, 2), (0, 1), (1, 2)])
     >>> packing.positions.tolist(), packing.starts
     ([0, 1, 2, 3, 4, 3, 0, 1, 2], ((3, 2), (5, 2), (7, 6)))
@@ -37,6 +41,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -47,6 +52,9 @@ ATTENTION_NAME: Final = "potstill"  # name under which transformers finds `packe
 PADDING_POSITION: Final = 2**62  # larger than every query's position, so that causal order excludes padding
 # With a shared prefix, attention needs masks instead of causal order alone, so it must save this share of the tokens.
 MIN_SAVED_TOKENS: Final = 0.05
+
+
+MAX_MASK_CELLS: Final = 1 << 22  # queries x keys of a row for which masks and scores may exist
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,11 @@ class AttentionBlock:
     query_positions: Tensor
     key_positions: Tensor
     _masks: dict[int | None, Tensor] = field(default_factory=dict, compare=False)  # by window; shared by all layers
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a mask of a row would be larger than MAX_MASK_CELLS. Such a row reads only itself."""
+        return self.causal and self.queries * self.keys > MAX_MASK_CELLS
 
     def mask(self, window: int | None) -> Tensor | None:
         """[rows, 1, queries, keys] bool: the keys that each query reads. None if causal order is enough."""
@@ -130,7 +143,8 @@ def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]], prefix:
 
     The prefix comes first. The other tokens of each prompt follow, each time with the tokens of the prompt's chains. A
     prompt with one chain forms a single row with it. A prompt with several chains is a row, and each chain is a row that
-    reads the prompt and itself. Every row except the prefix also reads the prefix.
+    reads the prompt and itself. Every row except the prefix also reads the prefix. A long row that reads other tokens
+    contains them instead.
     """
     chains_of: list[list[int]] = [[] for _ in prompts]
     for chain, (prompt, _) in enumerate(chains):
@@ -140,6 +154,15 @@ def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]], prefix:
     whole_rows: list[np.ndarray] = [common] if prefix else []  # rows that read themselves
     continued_rows: list[np.ndarray] = []  # rows that read earlier tokens and themselves
     continued_keys: list[np.ndarray] = []
+
+    def add_row(tokens: np.ndarray, *before: np.ndarray) -> None:
+        keys = np.concatenate([*before, tokens])
+        if len(keys) == len(tokens) or len(keys) * len(tokens) > MAX_MASK_CELLS:
+            whole_rows.append(keys)
+        else:
+            continued_rows.append(tokens)
+            continued_keys.append(keys)
+
     for length, prompt_chains in zip(prompts, chains_of, strict=True):
         first, end, is_shared = end, end + length - prefix, len(prompt_chains) > 1
         prompt_tokens = np.arange(first, end)
@@ -149,16 +172,9 @@ def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]], prefix:
             starts[chain] = (end, int(prompt_tokens[-1]))
             positions.append(np.arange(length, length + read))
             if is_shared and read:
-                tokens = np.arange(end, end + read)
-                continued_rows.append(tokens)
-                continued_keys.append(np.concatenate([common, prompt_tokens, tokens]))
+                add_row(np.arange(end, end + read), common, prompt_tokens)
             end += read
-        row = prompt_tokens if is_shared else np.arange(first, end)
-        if prefix:
-            continued_rows.append(row)
-            continued_keys.append(np.concatenate([common, row]))
-        else:
-            whole_rows.append(row)
+        add_row(prompt_tokens if is_shared else np.arange(first, end), common)
     position_of = np.concatenate(positions)
     blocks, query_parts, key_parts = [], [], []
     for causal, queries, keys in ((True, whole_rows, whole_rows), (False, continued_rows, continued_keys)):
@@ -238,10 +254,45 @@ def packed_attention(
             query.device.type == "cpu"
         ):  # in bfloat16, torch's CPU kernels take twice as long, mainly in the backward pass
             q, k, v = q.float(), k.float(), v.float()
-        mixed = _block_attention(module, q, k, v, block.mask(sliding_window), *settings)
+        window = sliding_window if sliding_window is not None and sliding_window < block.keys else None
+        if block.is_long and (window is not None or softcap is not None):
+            mixed = _long_row_attention(module, q, k, v, window, *settings)
+        else:
+            mixed = _block_attention(module, q, k, v, block.mask(window), *settings)
         outputs.append(mixed.reshape(block.rows * block.queries, -1).to(query.dtype))
     output = F.embedding(packing.slot_of_token, outputs[0] if len(outputs) == 1 else torch.cat(outputs))
     return output.view(1, tokens, query.shape[1], -1), None
+
+
+def _long_row_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None, *settings: float
+) -> Tensor:
+    """Causal attention of whole rows [b, heads, t, w] -> [b, t, heads, w], with a window or a softcap, chunk by chunk.
+
+    A chunk reads only the keys in its window. With a softcap, the scores of a chunk are computed again in the backward pass.
+    """
+    length = query.shape[2]
+    reach = length if window is None else window
+    step = max(1, min(reach, MAX_MASK_CELLS // min(length, 2 * reach)))
+    outputs = []
+    for start in range(0, length, step):
+        end, first = min(start + step, length), max(0, start - reach + 1)
+        places = torch.arange(first, end, device=query.device)
+        distance = places[start - first :, None] - places
+        mask = ((distance >= 0) & (distance < reach))[None, None]
+        inputs = (
+            module,
+            query[:, :, start:end],
+            key[:, :, first:end],
+            value[:, :, first:end],
+            mask,
+            softcap,
+            *settings,
+        )
+        is_stored = softcap is None or not torch.is_grad_enabled()
+        mixed = _block_attention(*inputs) if is_stored else checkpoint(_block_attention, *inputs, use_reentrant=False)
+        outputs.append(mixed)
+    return torch.cat(outputs, 1)
 
 
 def _block_attention(

@@ -5,10 +5,15 @@ empty slots and fewer masks, and a prompt that several chains share is encoded o
 
     encoded = run_encoder(model, prompt_tokens, prompt_layout)                               # [s, d]
     hidden = run_decoder(model, target_tokens, encoded, target_layout, cross_layout)         # [n, d]
+
+T5 adds a bias to every score, so no kernel of torch computes its attention without scores [heads, t, t]: 32 GiB for one
+layer of 8 heads and 32,000 tokens. Rows with more than MAX_SCORE_CELLS scores per head are computed in chunks of queries.
+The scores of one chunk exist at a time, and are computed again in the backward pass.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from types import MethodType
 from typing import Any, Final
@@ -20,8 +25,10 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from potstill.models.unpadded import Layout
+from potstill.models.unpadded import Block, Layout
 
+MAX_SCORE_CELLS: Final = 1 << 22  # scores of a row and head (queries x keys) that may exist in all layers at once
+CHUNK_CELLS: Final = 1 << 23  # scores of a chunk, over all rows and heads
 FSDP_METHOD: Final = "over_tokens"  # name of the method that computes a block whose weights are sharded
 
 
@@ -68,12 +75,12 @@ def _run_block(stack: Any, layer: Any, block: Any, *values: Any) -> Tensor:
     return run(*values)
 
 
-def _encoder_block(block: Any, hidden: Tensor, layout: Layout, biases: list[Tensor]) -> Tensor:
+def _encoder_block(block: Any, hidden: Tensor, layout: Layout, biases: list[Any]) -> Tensor:
     return _feed_forward(block.layer[-1], _self_attention(block.layer[0], hidden, layout, biases))
 
 
 def _decoder_block(
-    block: Any, hidden: Tensor, encoded: Tensor, layout: Layout, biases: list[Tensor], cross_layout: Layout, masks: Any
+    block: Any, hidden: Tensor, encoded: Tensor, layout: Layout, biases: list[Any], cross_layout: Layout, masks: Any
 ) -> Tensor:
     hidden, cross = _self_attention(block.layer[0], hidden, layout, biases), block.layer[1]
     normed = rms_norm(cross.layer_norm, hidden)
@@ -81,7 +88,7 @@ def _decoder_block(
     return _feed_forward(block.layer[-1], hidden)
 
 
-def _self_attention(layer: Any, hidden: Tensor, layout: Layout, biases: list[Tensor]) -> Tensor:
+def _self_attention(layer: Any, hidden: Tensor, layout: Layout, biases: list[Any]) -> Tensor:
     normed = rms_norm(layer.layer_norm, hidden)
     return hidden + _dropout(layer, _attention(layer.SelfAttention, normed, normed, layout, biases))
 
@@ -108,7 +115,8 @@ def _attention(module: Any, query_states: Tensor, key_states: Tensor, layout: La
     outputs = []
     for block, bias, *parts in zip(layout.blocks, biases, *split, strict=True):
         q, k, v = (part.view(block.rows, heads, -1, width) for part in parts)
-        outputs.append(attend(q, k, v, bias, dropout, fused=q.is_cuda))
+        is_long = block.queries * block.keys > MAX_SCORE_CELLS
+        outputs.append((_attend_in_chunks if is_long else attend)(q, k, v, bias, dropout, fused=q.is_cuda))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return module.o(layout.queries.scatter(output).reshape(len(query_states), -1))
 
@@ -133,16 +141,78 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float,
     return torch.bmm(weights.to(v.dtype), v).flatten(0, 1)
 
 
-def _position_biases(stack: Any, layout: Layout) -> list[Tensor]:
+@dataclass(frozen=True, slots=True)
+class _LongBias:
+    """The biases of a block's scores, from which those of some queries are made.
+
+    by_distance  [heads, 2 keys - 1]: bias of the distances from -(keys - 1) to keys - 1; None without a bias
+    padding      [rows, 1, 1, keys]: added to the scores; None without padding
+    causal       whether a query reads only the keys up to its own
+    """
+
+    by_distance: Tensor | None
+    padding: Tensor | None
+    causal: bool
+
+    def of_queries(self, start: int, end: int, keys: int) -> Tensor | None:
+        """The biases of the queries from `start` to `end` to the first `keys` keys: [rows or 1, heads or 1, queries or 1,
+        keys]; None without biases."""
+        if self.by_distance is None:
+            return self.padding
+        zero = self.by_distance.shape[1] // 2  # the index of the distance 0
+        # Query i has the distances from -i on, so that its biases are a part of the vector. All of them are one view of it.
+        windows = self.by_distance[:, zero - end + 1 : zero - start + keys].unfold(1, keys, 1)
+        bias = windows.flip(1)[None]
+        return bias if self.padding is None else bias + self.padding[..., :keys]
+
+
+def _attend_in_chunks(
+    q: Tensor, k: Tensor, v: Tensor, bias: _LongBias | Tensor | None, dropout: float, *, fused: bool
+) -> Tensor:
+    """`attend` for long rows: the scores of a chunk of queries exist at a time, also in the backward pass."""
+    long = bias if isinstance(bias, _LongBias) else _LongBias(None, bias, causal=False)
+
+    def attend_queries(q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+        part = long.of_queries(start, start + q.shape[2], k.shape[2])
+        part = None if part is None else part.expand(len(q), -1, -1, -1)
+        return attend(q, k, v, part, dropout, fused=fused).view(q.shape)
+
+    rows, heads, queries, _ = q.shape
+    step, outputs = max(1, CHUNK_CELLS // (rows * heads * k.shape[2])), []
+    for start in range(0, queries, step):
+        end = min(start + step, queries)
+        keys = end if long.causal else k.shape[2]
+        values = (q[:, :, start:end], k[:, :, :keys], v[:, :, :keys], start)
+        with_gradient = torch.is_grad_enabled()
+        run = partial(checkpoint, attend_queries, use_reentrant=False) if with_gradient else attend_queries
+        outputs.append(run(*values))
+    return torch.cat(outputs, 2).reshape(-1, q.shape[-1])
+
+
+def _long_bias(stack: Any, block: Block) -> _LongBias:
+    attention = stack.block[0].layer[0].SelfAttention
+    before = attention.compute_bias(1, block.keys, past_seen_tokens=block.keys - 1)[0, :, 0]  # up to the distance 0
+    after = before.new_full((len(before), block.keys - 1), -torch.inf)
+    padding = None
+    if not stack.is_decoder:
+        after = attention.compute_bias(1, block.keys)[0, :, 0, 1:]
+        padding = None if block.key_padding is None else _mask(block.key_padding, before.dtype)[:, None, None]
+    return _LongBias(torch.cat([before, after], 1), padding, causal=stack.is_decoder)
+
+
+def _position_biases(stack: Any, layout: Layout) -> list[Tensor | _LongBias]:
     """Per block, the biases that self-attention adds to its scores [rows, heads, t, t]. All layers use the first layer's.
 
     A relative bias depends only on the distance, so a block uses the upper left corner of the longest block's biases.
     """
     attention = stack.block[0].layer[0].SelfAttention
-    longest = max(block.keys for block in layout.blocks)
+    longest = max((block.keys for block in layout.blocks if block.keys**2 <= MAX_SCORE_CELLS), default=1)
     full = attention.compute_bias(longest, longest)  # [1, heads, longest, longest]
-    biases = []
+    biases: list[Tensor | _LongBias] = []
     for block in layout.blocks:
+        if block.queries * block.keys > MAX_SCORE_CELLS:
+            biases.append(_long_bias(stack, block))
+            continue
         bias = full[:, :, : block.keys, : block.keys]
         if stack.is_decoder:  # padding is on the right, so causal order also excludes it
             ahead = torch.ones(block.keys, block.keys, dtype=torch.bool, device=bias.device).triu_(1)

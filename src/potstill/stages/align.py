@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from potstill.alignment.coverage import Coverage, low_mass_warning
 from potstill.calculator import equations
 from potstill.errors import UserError
 from potstill.recipe import Recipe
-from potstill.records import Chain
+from potstill.records import Chain, Target
 from potstill.stages import Stage, StageResult
 from potstill.storage import parquet
 from potstill.storage.segments import Shard
@@ -135,15 +135,29 @@ def _make_blocks(
     total = sum(chains for block in blocks.values() for chains in block.values())
     with progress.bar("align", total, "chains") as tick:
         for number, chains in groupby(kept, key=lambda row: block_of[row[0].question]):
-            targets, coverage = [], Coverage(tokenizer)
-            for chain, taught, certain in chains:
-                own_options = options.get(chain.source if recipe.teachers else "", {})
-                target = cross_tokenizer.transfer(taught, tokenizer, section.rule, certain=certain, **own_options)
-                coverage.add(taught, target, certain)
-                targets.append((chain, target))
-                tick()
+            coverage = Coverage(tokenizer)
+            targets = _transfer_chains(chains, recipe, tokenizer, options, coverage, tick)
+            block = target_store.pack_block(targets, section.min_probability)
             counts = np.frombuffer(json.dumps(coverage.counts()).encode(), np.uint8)
-            yield number, {**target_store.pack_block(targets, section.min_probability), "coverage": counts}
+            yield number, {**block, "coverage": counts}
+
+
+def _transfer_chains(
+    kept: Iterable[KeptChain],
+    recipe: Recipe,
+    tokenizer: tokenization.Tokenizer,
+    options: Mapping[str, Mapping[str, Any]],
+    coverage: Coverage,
+    tick: Callable[[], object],
+) -> Iterator[tuple[Chain, Target]]:
+    """The targets of chains, one at a time, because a long one takes 10 MiB. options: those of the rule, by source."""
+    section = recipe.transfer
+    for chain, taught, certain in kept:
+        own_options = options.get(chain.source if recipe.teachers else "", {})
+        target = cross_tokenizer.transfer(taught, tokenizer, section.rule, certain=certain, **own_options)
+        coverage.add(taught, target, certain)
+        yield chain, target
+        tick()
 
 
 def _read_kept(
