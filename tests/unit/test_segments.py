@@ -16,6 +16,7 @@ from potstill.errors import UserError
 from potstill.records import END, Chain
 from potstill.serialization import to_json
 from potstill.storage import Appender, encode_json_line, parquet, segments
+from potstill.storage.flat_chains import build_table, chain_schema, decode_row, encode_row, flatten
 from potstill.storage.segments import UNSHARDED, ChainKeySet, Shard
 
 NAMES = st.sampled_from(["s/1", "s/10", "s/2", "é/\u2028", 'a","text":"b', ""])
@@ -118,6 +119,60 @@ def test_a_chain_comes_back_from_its_line_and_from_its_table(each) -> None:
     for one in (each, spread):
         assert segments.decode_chain(segments.encode_chain(one)) == one
         assert list(parquet.chains_from_table(parquet.build_chain_table([one]))) == [one]
+
+
+@settings(deadline=None)
+@given(st.lists(chains(), min_size=1, max_size=6))
+def test_flat_and_nested_lines_are_the_same_chains_in_the_same_table(rows) -> None:
+    flat = [decode_row(encode_row(flatten(row))) for row in rows]
+    nested = [decode_row(encode_json_line(to_json(row))) for row in rows]
+    assert flat == nested and [row.as_chain() for row in flat] == rows
+    table = build_table(flat)
+    assert table.equals(parquet.build_chain_table(rows)) and table.schema == chain_schema()
+    columns = table.to_pydict()  # the definition of the columns, without flat lists
+    assert columns["spans"] == [[list(span) for span in row.spans] for row in rows]
+    assert columns["tokens"] == [list(row.tokens) for row in rows]
+    assert columns["candidates"] == [
+        [[{"bytes": None if o is END else o, "log_probability": value} for o, value in step] for step in row.candidates]
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_log_probability_that_is_not_finite_is_not_stored(value: float) -> None:
+    with pytest.raises(ValueError):
+        segments.encode_chain(Chain.from_tokens("q", 0, [b"4"], [[(b"4", value), (END, -1.0)]]))
+
+
+def test_a_question_with_half_a_surrogate_pair_comes_back() -> None:
+    one = chain("q\ud800")
+    assert segments.decode_chain(segments.encode_chain(one)) == one
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (b'"log_probabilities":[-0.5,', b'"log_probabilities":['),
+        (b'"log_probabilities":[-0.5,', b'"log_probabilities":[null,'),
+        (b'"log_probabilities":[-0.5,', b'"log_probabilities":["a",'),
+        (b'"step_sizes":[2,', b'"step_sizes":[3,'),
+        (b'"step_sizes":[2,1,1]', b'"step_sizes":[1,1,1,1,0]'),
+        (b'{"base64":"/w=="}', b'{"base64":"?"}'),
+        (b'{"base64":"/w=="}', b'{"base46":"/w=="}'),
+        (b'{"base64":"/w=="}', b"7"),
+        (b'"tokens":["4",', b'"tokens":["4","5",'),
+        (b'"semantics":"raw"', b'"semantics":"cooked"'),
+        (b'"index":0', b'"index":0,"more":1'),
+    ],
+)
+def test_a_damaged_line_is_one_message_that_names_its_place(tmp_path: Path, old: bytes, new: bytes) -> None:
+    line = segments.encode_chain(chain())
+    assert old in line
+    (tmp_path / "segment-0000.jsonl").write_bytes(segments.encode_chain(chain(index=3)) + line.replace(old, new))
+    place = len(segments.encode_chain(chain(index=3)))
+    for read in (lambda: sealed(tmp_path), lambda: list(parquet.read_stored_chains(tmp_path))):
+        with pytest.raises(UserError, match=rf"segment-0000\.jsonl byte {place}: (.|\n)*E-storage-invalid-chain"):
+            read()
 
 
 @settings(deadline=None)

@@ -276,7 +276,7 @@ class _Sampling:
             return right
         by_id = {question.id: question for question in self.questions}
         for path in segments.segment_paths(self.folder):
-            for chain in storage.iter_records(Chain, path, torn=True):
+            for chain in segments.iter_chains(path):
                 question = by_id.get(chain.question) if self.is_own(chain) else None
                 if question is not None and _grade(chain, question).grade == "right":
                     right[question.id] = right.get(question.id, 0) + 1

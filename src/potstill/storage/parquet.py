@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from potstill.errors import UserError
 from potstill.records import END, Chain, Semantics, Verdict
 from potstill.storage import atomic, read, segments
+from potstill.storage.flat_chains import FlatChain, build_table, chain_schema, flatten
 from potstill.storage.read import RESTORE_HINT, as_user_errors
 
 if TYPE_CHECKING:
@@ -51,59 +52,9 @@ VERDICT_FIELDS: Final = ("question", "source", "index", "grade", "found", "dropp
 ChainKey = tuple[str, str, int]
 
 
-def chain_schema() -> pyarrow.Schema:
-    import pyarrow as pa
-
-    step = pa.list_(pa.struct([("bytes", pa.binary()), ("log_probability", pa.float32())]))
-    return pa.schema(
-        [
-            ("question", pa.string()),
-            ("source", pa.string()),
-            ("index", pa.int32()),
-            ("content", pa.binary()),
-            ("tokens", pa.list_(pa.binary())),
-            ("spans", pa.list_(pa.list_(pa.int32(), 2))),
-            ("candidates", pa.list_(step)),
-            ("stop", pa.string()),
-            ("semantics", pa.string()),
-            ("defects", pa.list_(pa.string())),
-        ]
-    )
-
-
 def build_chain_table(chains: Sequence[Chain]) -> pyarrow.Table:
     """A table of chains, with the columns of `chain_schema`."""
-    import pyarrow as pa
-
-    steps = [step for chain in chains for step in chain.candidates]
-    outcomes = [None if piece is END else piece for step in steps for piece, _ in step]
-    values = [value for step in steps for _, value in step]
-    pairs = pa.StructArray.from_arrays(
-        [pa.array(outcomes, pa.binary()), pa.array(values, pa.float32())], ["bytes", "log_probability"]
-    )
-    counts = [len(chain.tokens) for chain in chains]
-    tokens = pa.array([token for chain in chains for token in chain.tokens], pa.binary())
-    edges = pa.array([edge for chain in chains for span in chain.spans for edge in span], pa.int32())
-    columns: dict[str, Any] = {
-        **{name: [getattr(chain, name) for chain in chains] for name in PLAIN_FIELDS},
-        "tokens": _list_array(counts, tokens),
-        "spans": _list_array(counts, pa.FixedSizeListArray.from_arrays(edges, 2)),
-        "candidates": _list_array(
-            [len(chain.candidates) for chain in chains], _list_array([len(step) for step in steps], pairs)
-        ),
-    }
-    schema = chain_schema()
-    arrays = [
-        pa.array(column, field.type) if isinstance(column, list) else column.cast(field.type)
-        for field, column in ((field, columns[field.name]) for field in schema)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _list_array(lengths: Sequence[int], values: pyarrow.Array) -> pyarrow.Array:
-    import pyarrow as pa
-
-    return pa.ListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int32()), values)
+    return build_table(list(map(flatten, chains)))
 
 
 def chains_from_table(table: pyarrow.Table) -> Iterator[Chain]:
@@ -145,9 +96,10 @@ def _read_lists(lists: Any, read: Callable[[Any], list[Any]]) -> list[tuple[Any,
     return [tuple(flat[start:end]) for start, end in pairwise(edges)]
 
 
-def write_chains(path: Path, chains: Iterable[Chain]) -> None:
+def write_chains(path: Path, chains: Iterable[Chain | FlatChain]) -> None:
     """Write chains as one Parquet file (zstd), in the given order."""
-    _write_groups(path, _chain_groups(chains), build_chain_table, chain_schema())
+    rows = (flatten(one) if isinstance(one, Chain) else one for one in chains)
+    _write_groups(path, _chain_groups(rows), build_table, chain_schema())
 
 
 def read_chains(path: Path, questions: Collection[str] | None = None, *, candidates: bool = True) -> Iterator[Chain]:
@@ -212,7 +164,7 @@ def read_stored_chains(folder: Path, questions: Collection[str] | None = None) -
         return
     seen = segments.ChainKeySet()
     for path in segments.segment_paths(folder):
-        for chain in read.iter_records(Chain, path, torn=True) if path.exists() else ():  # else merged meanwhile
+        for chain in segments.iter_chains(path) if path.exists() else ():  # else merged meanwhile
             if seen.add(chain.key) and (questions is None or chain.question in questions):
                 yield chain
 
@@ -326,12 +278,12 @@ def read_arrays(path: Path) -> dict[str, numpy.ndarray]:
         raise UserError(what, code="E-storage-invalid-arrays", where=path, found=fault, hint=hint) from None
 
 
-def _chain_groups(chains: Iterable[Chain]) -> Iterator[list[Chain]]:
-    group: list[Chain] = []
+def _chain_groups(rows: Iterable[FlatChain]) -> Iterator[list[FlatChain]]:
+    group: list[FlatChain] = []
     cells = 0
-    for chain in chains:
-        group.append(chain)
-        cells += len(chain.tokens) + sum(map(len, chain.candidates))
+    for row in rows:
+        group.append(row)
+        cells += len(row.tokens) + len(row.outcomes)
         if len(group) == ROW_GROUP_ROWS or cells >= ROW_GROUP_CELLS:
             yield group
             group, cells = [], 0

@@ -1,6 +1,7 @@
 """Segments: files of chains in the order of arrival, one JSON line per chain. `merge_segments` sorts them by key.
 
-    >>> import tempfile; from dataclasses import replace; from potstill.records import END
+    >>> import tempfile; from dataclasses import replace
+    >>> from potstill.records import END; from potstill.storage import atomic
     >>> folder = Path(tempfile.mkdtemp())
     >>> chain = Chain.from_tokens("q1", 0, [b"4"], [[(b"4", -0.5), (END, -2.5)]])
     >>> encode_chain(chain)[:56]
@@ -10,7 +11,7 @@
     >>> stored = stored_keys(segment_paths(folder))
     >>> ("q1", "teacher", 1) in stored, ("q1", "teacher", 2) in stored, len(stored)
     (True, False, 2)
-    >>> list(merge_segments(folder)) == [chain, replace(chain, index=1)]
+    >>> [row.as_chain() for row in merge_segments(folder)] == [chain, replace(chain, index=1)]
     True
 
 Every process that samples has its own segment, so no process waits for another. A complete line is a stored chain. An
@@ -29,12 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-import msgspec
-
 from potstill.errors import UserError
 from potstill.records import Chain
-from potstill.serialization import from_json, to_json
-from potstill.storage import atomic
+from potstill.storage.flat_chains import FlatChain, decode_row, encode_row, flatten
 from potstill.storage.read import NUL_BYTE, as_user_errors
 
 ChainKey = tuple[str, str, int]  # question, source, index
@@ -42,29 +40,16 @@ Item = TypeVar("Item")
 SEGMENT_PATTERN: Final = "segment-*.jsonl"
 TEXT_FIELD: Final = b',"text":'  # follows the key of a chain; unique, because quotation marks in a text are escaped
 CHAIN_FAULTS: Final = (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError)
-_encode: Final = msgspec.json.Encoder().encode  # five times as fast as json
-_decode: Final = msgspec.json.Decoder().decode
 
 
 def encode_chain(chain: Chain) -> bytes:
     """A chain as one line. Raises ValueError for a log-probability that is not finite."""
-    row = to_json(chain)
-    try:
-        data = _encode(row)
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return atomic.encode_json_line(row)
-    if b",null]" in data:  # the encoder writes null for a number that is not finite, but a text may contain it, too
-        return atomic.encode_json_line(row)
-    return data + b"\n"
+    return encode_row(flatten(chain))
 
 
 def decode_chain(data: bytes) -> Chain:
     """The inverse of `encode_chain`. Raises one of CHAIN_FAULTS if the line is not a chain."""
-    try:
-        row = _decode(data)
-    except msgspec.DecodeError:  # msgspec refuses half of a surrogate pair, and its errors say less
-        row = json.loads(data)
-    return from_json(Chain, row)
+    return decode_row(data).as_chain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +143,23 @@ def count_by_question(paths: Iterable[Path], source: str = "") -> dict[str, int]
     return dict(Counter(question for question, name, _ in keys if source in ("", name)))
 
 
-def merge_segments(folder: Path) -> Iterator[Chain]:
+def iter_chains(path: Path) -> Iterator[Chain]:
+    """The chains of all complete lines of a segment. Raises UserError for a line that is not a chain."""
+    start = 0
+    with as_user_errors(path), open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            if line.strip() and NUL_BYTE not in line:
+                try:
+                    chain = decode_chain(line)
+                except CHAIN_FAULTS as fault:
+                    raise _chain_error(f"{path} byte {start}", fault) from None
+                yield chain
+            start += len(line)
+
+
+def merge_segments(folder: Path) -> Iterator[FlatChain]:
     """Every chain of a folder's segments once, in the order of the keys. Raises UserError for a line that is not a chain.
 
     If several chains have the same key, the first chain of the first segment is yielded.
@@ -192,10 +193,10 @@ def merge_segments(folder: Path) -> Iterator[Chain]:
             with as_user_errors(paths[file]):
                 data = os.pread(handles[file], length, start)
             try:
-                chain = decode_chain(data)
+                one = decode_row(data)
             except CHAIN_FAULTS as fault:
                 raise _chain_error(f"{paths[file]} byte {start}", fault) from None
-            yield chain
+            yield one
     finally:
         for handle in handles:
             os.close(handle)
