@@ -40,6 +40,15 @@ def test_the_first_rule_that_holds_gives_the_reason() -> None:
     assert ChainFilter(rules, contaminated=True).drop_reason("ab", True) == "contaminated"
 
 
+def test_a_length_in_tokens_is_counted_by_the_student() -> None:
+    rules = FilterRules(min_tokens=2, max_tokens=4)
+    sieve = ChainFilter(rules, count_tokens=lambda text: len(text.split()))
+    assert [sieve.drop_reason(text, True) for text in ("one", "one two", "1 2 3 4", "1 2 3 4 5")] == [
+        "length", None, None, "length"
+    ]  # fmt: skip
+    assert not FilterRules().counts_tokens and FilterRules(max_tokens=1).counts_tokens
+
+
 def test_how_much_is_foreign() -> None:
     assert foreign_letter_share("1 + 1 = 2", "latin") == 0 and foreign_letter_share("éa ж", "latin") == pytest.approx(
         1 / 3

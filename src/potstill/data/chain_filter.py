@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +29,7 @@ class FilterRules:
     near_duplicate_threshold  drop a text that shares at least this fraction of its 5-grams with a kept chain
     max_per_question          maximum number of right chains kept per question, and per source if the run has several
     min_chars, max_chars      length of a text in characters
+    min_tokens, max_tokens    length of a text in tokens of the student
     script                    lower-case Unicode name of the script, such as "latin"
     drop_wrong_equations      drop a text that contains a wrong equation
     """
@@ -37,15 +39,28 @@ class FilterRules:
     max_per_question: int | None = None
     min_chars: int = 0
     max_chars: int | None = None
+    min_tokens: int = 0
+    max_tokens: int | None = None
     script: str | None = None
     drop_wrong_equations: bool = False
 
+    @property
+    def counts_tokens(self) -> bool:
+        return self.min_tokens > 0 or self.max_tokens is not None
+
 
 class ChainFilter:
-    """Filters the chains of one question in order. contaminated: drop all of them."""
+    """Filters the chains of one question in order.
 
-    def __init__(self, rules: FilterRules, *, contaminated: bool = False) -> None:
-        self.rules, self.contaminated, self.kept = rules, contaminated, 0
+    contaminated  drop all of them
+    count_tokens  number of the student's tokens of a text; needed if the rules limit it
+    """
+
+    def __init__(
+        self, rules: FilterRules, *, contaminated: bool = False, count_tokens: Callable[[str], int] | None = None
+    ) -> None:
+        assert count_tokens or not rules.counts_tokens, "the rules limit the number of tokens"
+        self.rules, self.contaminated, self.count_tokens, self.kept = rules, contaminated, count_tokens, 0
         self._kept_of_source = Counter[str]()
         self._texts: set[str] = set()
         self._ngrams: list[frozenset[tuple[str, ...]]] = []
@@ -71,6 +86,10 @@ class ChainFilter:
             return "contaminated"
         if len(text) < rules.min_chars or (rules.max_chars is not None and len(text) > rules.max_chars):
             return "length"
+        if self.count_tokens is not None and rules.counts_tokens:
+            tokens = self.count_tokens(text)
+            if tokens < rules.min_tokens or (rules.max_tokens is not None and tokens > rules.max_tokens):
+                return "length"
         if rules.script is not None and foreign_letter_share(text, rules.script) > MAX_FOREIGN_SHARE:
             return "language"
         if right and rules.drop_wrong_equations and equations.find_wrong_equations(text):

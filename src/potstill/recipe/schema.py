@@ -36,6 +36,7 @@ from potstill.recipe.teacher import (
     TeacherSection,
     TransferSection,
     VllmSection,
+    check_lengths,
     check_sources,
     with_vllm_batch,
 )
@@ -56,6 +57,16 @@ class ReplaySection(Section):
         if not self.sets and self.file is None:
             refuse("E-recipe-replay-empty", "replay needs sets, or a file of rows with prompt and answer")
         return self
+
+
+class LengthsSection(Section):
+    """Shares of long and short chains among the chains of a question that are drawn."""
+
+    long_from: Positive = Field(
+        description="Number of the student's tokens, end token included, from which a chain is long."
+    )
+    short: Count = Field(default=1, description="Quota of short chains; 0 leaves them out.")
+    long: Count = Field(default=1, description="Quota of long chains; 0 leaves them out.")
 
 
 class TrainSection(Section):
@@ -82,6 +93,11 @@ class TrainSection(Section):
     sources: dict[Name, Count] | None = Field(
         default=None,
         description="With `teachers`: quota of each source among the chains of a question that are drawn; 0 leaves it out.",
+    )
+    lengths: LengthsSection | None = Field(
+        default=None,
+        description="Quotas of short and long chains among the chains of a question that are drawn; without it, length does "
+        "not matter.",
     )
     demonstrations: Positive = Field(default=4, description="Number of demonstrations in a few-shot prompt.")
     replay: ReplaySection | None = Field(
@@ -203,8 +219,8 @@ class TrainSection(Section):
     def _consistent(self) -> TrainSection:
         if self.optimizer == "adafactor" and self.betas != [0.9, 0.999]:
             refuse("E-recipe-adafactor-betas", "adafactor has no betas")
-        if self.sharding == "full" and (self.optimizer == "adafactor" or self.lora):
-            refuse("E-recipe-sharding", "sharding: full needs optimizer: adamw without lora; set it to none")
+        if self.sharding == "full" and self.optimizer == "adafactor":
+            refuse("E-recipe-sharding", "torch's Adafactor has no sharded form: sharding: full needs optimizer: adamw")
         if self.save_adapter and not self.lora:
             refuse("E-recipe-save-adapter", "save_adapter needs train.lora, the rank of the adapter")
         if self.stable_steps and self.schedule == "constant":
@@ -399,6 +415,8 @@ class Recipe(Section):
             message = "train.save_adapter needs student.model, because an adapter is useless without its base"
             refuse("E-recipe-save-adapter", message)
         check_sources(self.teacher, self.teachers, self.train.sources, self.train.uniform_over)
+        if (lengths := self.train.lengths) is not None:
+            check_lengths(lengths.short + lengths.long, self.train.sources, self.train.uniform_over)
         if self.has_teacher:
             self._check_training_sets()
         elif self.on_policy or self.train.on_policy:

@@ -42,7 +42,7 @@ def with_vllm_batch(section: Any, key: str) -> Any:
     return section
 
 
-MAX_QUOTAS: Final = 10_000  # largest sum of train.sources
+MAX_QUOTAS: Final = 10_000  # largest sum of train.sources, and of its products with the quotas of train.lengths
 VARIABLE_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 RESERVED_FIELDS: Final[dict[str, str]] = {  # request fields that potstill or other keys set
     "model": "set teacher.model instead",
@@ -382,6 +382,20 @@ def check_sources(
         refuse("E-recipe-sources", "train.sources draws by source, so it needs train.uniform_over: questions")
 
 
+def check_lengths(quotas: int, sources: dict[str, int] | None, uniform_over: str) -> None:
+    """Refuse `train.lengths` without a quota, with too large quotas, and together with `train.uniform_over: chains`.
+
+    quotas  sum of the quotas of short and long chains
+    """
+    if not 0 < quotas * sum((sources or {"": 1}).values()) <= MAX_QUOTAS:
+        message = (
+            f"the sum of the quotas in train.lengths, times that of train.sources, is not between 1 and {MAX_QUOTAS}"
+        )
+        refuse("E-recipe-lengths", message)
+    if uniform_over == "chains":
+        refuse("E-recipe-lengths", "train.lengths draws by length, so it needs train.uniform_over: questions")
+
+
 class FilterSection(Section):
     max_per_question: Positive | None = Field(
         default=None,
@@ -397,6 +411,12 @@ class FilterSection(Section):
     )
     min_chars: Count = Field(default=0, description="Minimum length of a chain, in characters.")
     max_chars: Positive | None = Field(default=None, description="Maximum length of a chain, in characters.")
+    min_tokens: Count = Field(default=0, description="Minimum length of a chain, in tokens of the student.")
+    max_tokens: Positive | None = Field(
+        default=None,
+        description="Maximum length of a chain, in tokens of the student, without the end token; memory of training depends "
+        "on it.",
+    )
     script: Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "cjk", "hangul", "devanagari", "thai"] | None = (
         Field(default=None, description="Drop a chain with more than a tenth of its letters in another script.")
     )

@@ -40,6 +40,7 @@ OBJECTIVE_KEYS: Final = (
     "train.negatives",
     "train.replay",
     "train.sources",
+    "train.lengths",
 )
 
 

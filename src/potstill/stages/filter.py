@@ -6,7 +6,7 @@ No chain is deleted. Wrong and dropped chains also have a verdict.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -33,8 +33,16 @@ class Filter(Stage):
     def versions(self) -> dict[str, int]:
         return {"answers": grading.VERSION, "sifting": chain_filter.VERSION, "splits": splits.VERSION}
 
+    def free(self, recipe: Recipe) -> set[str]:
+        """Optional keys that are not set, so that the manifest does not name them."""
+        return {f"filter.{name}" for name in ("min_tokens", "max_tokens") if not getattr(recipe.filter, name)}
+
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         digests = custom_set.grader_digests(grader_tasks(recipe))
+        if filter_rules(recipe).counts_tokens:
+            from potstill import models, tokenization
+
+            digests["student.tokenizer"] = tokenization.load_tokenizer(models.tokenizer_folder(recipe)).digest
         if recipe.filter.wrong_sums:
             digests["calculator sums"] = str(equations.VERSION)
         if recipe.teachers is not None:  # equal texts and `max_per_question` then depend on the sources
@@ -95,11 +103,13 @@ def _judge_blocks(
     questions = {question.id: question for question in train}
     overlaps = run_questions.read_overlaps(run_dir)
     block_of = {question: number for number, block in blocks.items() for question in block}
+    rules = filter_rules(recipe)
+    count_tokens = _token_counter(recipe) if rules.counts_tokens else None
 
     def judge(chains: Iterable[Chain]) -> Iterator[KeyedVerdict]:
         for name, own in groupby(chains, key=lambda chain: chain.question):
             question, contaminated = questions[name], overlaps.get(name, 0.0) >= recipe.filter.contamination_threshold
-            chain_rules = chain_filter.ChainFilter(filter_rules(recipe), contaminated=contaminated)
+            chain_rules = chain_filter.ChainFilter(rules, contaminated=contaminated, count_tokens=count_tokens)
             for chain, verdict in _judge_chains(own, question, chain_rules, several=recipe.teachers is not None):
                 yield chain.key, verdict
                 tick()
@@ -108,6 +118,14 @@ def _judge_blocks(
         chains = parquet.read_chains(_chains(run_dir), block_of)
         for number, own in groupby(chains, key=lambda chain: block_of[chain.question]):
             yield number, judge(own)
+
+
+def _token_counter(recipe: Recipe) -> Callable[[str], int]:
+    """The function from a text to its number of the student's tokens."""
+    from potstill import models
+
+    tokenizer = models.tokenizer_from_recipe(recipe)
+    return lambda text: len(tokenizer.encode(text).ids)
 
 
 def _judge_chains(
@@ -141,6 +159,8 @@ def filter_rules(recipe: Recipe) -> chain_filter.FilterRules:
         max_per_question=section.max_per_question,
         min_chars=section.min_chars,
         max_chars=section.max_chars,
+        min_tokens=section.min_tokens,
+        max_tokens=section.max_tokens,
         script=section.script,
         drop_wrong_equations=section.wrong_sums == "drop",
     )

@@ -82,7 +82,7 @@ class Train(Stage):
         and `divergence_beta`, if the divergence has no beta.
         """
         section = recipe.train
-        optional = ("sources", "replay", "on_policy", "early_stopping_patience", "loss_weights")
+        optional = ("sources", "lengths", "replay", "on_policy", "early_stopping_patience", "loss_weights")
         unnamed = [name for name in optional if getattr(section, name) is None]
         unnamed += [] if section.save_adapter else ["save_adapter"]
         unnamed += ["uniform_over"] if section.uniform_over == "questions" else []

@@ -78,7 +78,8 @@ class DataOrder(Generic[F]):
                        chains: an epoch of a format uses every chain once; a question with n chains occurs in
                        ceil(n / m) groups, and the last group has the remainder. An answer-only format has one target
                        per question, so its epochs use every question once in both cases
-    sources            question -> the source of each of its chains, in their order; None: sources do not matter
+    sources            question -> the source (or another kind, such as long) of each of its chains, in their order; None:
+                       they do not matter
     source_quotas      with `sources`: number of draws from each source in every sum(source_quotas) draws of a question,
                        spread evenly. A question without chains of a source is drawn from its other sources, in the same
                        proportion. A group has no chain twice: it is smaller if a source has fewer chains than its draws

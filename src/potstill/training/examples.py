@@ -107,11 +107,13 @@ def read_training_data(
     questions = {q.id: q for q in run_questions.read_questions(run_dir, recipe.questions.train, "train")}
     targets = TargetStore(targets_folder(run_dir, recipe), target_origin(run_dir, recipe, student.tokenizer))
     targets_of: dict[str, list[int]] = {name: [] for name in questions}
-    for index, (question, source, _) in enumerate(targets.keys):
-        if section.sources is None or section.sources[source]:
+    quotas, lengths = chain_quotas(recipe), targets.lengths
+    kinds = [chain_kind(recipe, source, int(lengths[index])) for index, (_, source, _) in enumerate(targets.keys)]
+    for index, (question, _, _) in enumerate(targets.keys):
+        if quotas is None or quotas[kinds[index]]:
             targets_of[question].append(index)
-    sources = {name: [targets.keys[index][1] for index in indices] for name, indices in targets_of.items()}
-    order = build_data_order(recipe, [(name, len(indices)) for name, indices in targets_of.items()], sources)
+    kinds_of = {name: [kinds[index] for index in indices] for name, indices in targets_of.items()}
+    order = build_data_order(recipe, [(name, len(indices)) for name, indices in targets_of.items()], kinds_of)
     read_replay, replay_counts = _read_replay_rows(run_dir, recipe, student)
     loss_weights: Mapping[str, float] | None = {**section.loss_weights} if section.loss_weights else None
     pool, instructions = _demonstration_pool(recipe, questions), labels.instructions(recipe)
@@ -199,16 +201,16 @@ def target_origin(run_dir: Path, recipe: Recipe, tokenizer: Tokenizer) -> Target
 
 
 def build_data_order(
-    recipe: Recipe, questions: Sequence[tuple[str, int]], sources: Mapping[str, Sequence[str]] | None = None
+    recipe: Recipe, questions: Sequence[tuple[str, int]], kinds: Mapping[str, Sequence[str]] | None = None
 ) -> data_order.DataOrder[prompts.PromptFormat]:
     """The data order of a run's training.
 
     questions  (id, number of chains)
-    sources    question id -> the source of each of its chains, for `train.sources`
+    kinds      question id -> the kind of each of its chains (`chain_kind`), for `train.sources` and `train.lengths`
 
     Raises UserError if a format has a loss weight, but some step would have no row of this format.
     """
-    section = recipe.train
+    section, quotas = recipe.train, chain_quotas(recipe)
     order = data_order.DataOrder(
         seed=recipe.training_seed,
         groups_per_step=section.prompts_per_step,
@@ -216,8 +218,8 @@ def build_data_order(
         questions=questions,
         chains_per_prompt=section.chains_per_prompt,
         uniform_over=section.uniform_over,
-        sources=sources if section.sources else None,
-        source_quotas={**section.sources} if section.sources else None,
+        sources=kinds if quotas else None,
+        source_quotas=quotas,
     )
     for format, count in data_order.min_groups_per_step(order).items() if section.loss_weights is not None else ():
         if count == 0:
@@ -230,6 +232,26 @@ def build_data_order(
                 hint=f"raise train.prompts_per_step, or the quota of {format.name} in train.formats",
             )
     return order
+
+
+def chain_quotas(recipe: Recipe) -> dict[str, int] | None:
+    """The quota of each kind of chain (`chain_kind`) from `train.sources` and `train.lengths`; None if all are alike."""
+    sources, lengths = recipe.train.sources, recipe.train.lengths
+    if lengths is None:
+        return None if sources is None else {**sources}
+    by_length = {"short": lengths.short, "long": lengths.long}
+    if sources is None:
+        return by_length
+    return {f"{source}/{name}": quota * by_length[name] for source, quota in sources.items() for name in by_length}
+
+
+def chain_kind(recipe: Recipe, source: str, tokens: int) -> str:
+    """The kind of a chain by which `chain_quotas` counts it. tokens: the length of its target, with the end token."""
+    lengths = recipe.train.lengths
+    if lengths is None:
+        return source
+    name = "long" if tokens >= lengths.long_from else "short"
+    return name if recipe.train.sources is None else f"{source}/{name}"
 
 
 def stored_prompts_before(recipe: Recipe) -> Callable[[int], int]:
