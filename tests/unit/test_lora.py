@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import tiny
@@ -18,10 +19,14 @@ from expect import user_error
 from potstill import models, training
 from potstill.evaluation import checkpoint
 from potstill.models import Example, Shape
+from potstill.models.lora import adapter_name
 from potstill.records import Checkpoint, Target
 from potstill.storage import manifest
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
+from potstill.training.distributed import restore_optimizer_shards, save_optimizer_shards
+from process_group import gloo, together
 from tools.toy_models.tokenizer_training import train_bpe, train_unigram
+from training_steps import make_student, train
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft (the extra lora)")
@@ -161,3 +166,69 @@ def test_an_adapter_needs_a_rank_and_a_base(world: Path) -> None:
         tiny.recipe(world, "train.save_adapter=true")
     with user_error("E-recipe-save-adapter"):
         tiny.recipe(world, "train.save_adapter=true", "train.lora=4")
+
+
+def train_sharded(rank: int, folder: Path) -> None:
+    """Two steps of sharded adapters, saved by the first process; the state of the optimizer by both."""
+    gloo(folder, rank)
+    for family in ("t5", "causal"):
+        student = make_student(family)
+        models.add_adapters(student.model, 4, seed=1)
+        model = training.distribute_student(student, "full")
+        assert all(isinstance(value, DTensor) for value in student.parameters())
+        adam = training.build_optimizer(model, 1e-2)
+        train(student, 1, 2, adam, model=model)
+        weights = training.full_state_dict(student)
+        if rank == 0:
+            student.adapter_base = models.AdapterBase("base")
+            (folder / family).mkdir()
+            student.save(folder / family, weights=weights)
+        save_optimizer_shards(adam, folder / f"{family}-engine", parameters=True)
+    # One process's state continues in two.
+    student = make_student("causal")
+    models.add_adapters(student.model, 4, seed=2)
+    adam = training.build_optimizer(training.distribute_student(student, "full"))
+    training.restore_optimizer_bytes(adam, (folder / "whole").read_bytes())
+    own = {name: value.full_tensor().detach() for name, value in student.named_parameters() if value.requires_grad}  # type: ignore[attr-defined]
+    save_file(own, folder / f"continued-{rank}")
+
+
+@needs_peft
+def test_sharded_adapters_learn_and_are_saved_as_in_one_process(tmp_path: Path) -> None:
+    plain: dict[str, models.Student] = {}
+    for family in ("t5", "causal"):
+        student = plain[family] = make_student(family)
+        models.add_adapters(student.model, 4, seed=1)
+        adam = training.build_optimizer(student, 1e-2)
+        train(student, 1, 2, adam)
+        student.adapter_base = models.AdapterBase("base")
+        if family == "causal":
+            (tmp_path / "whole").write_bytes(training.optimizer_state_bytes(adam, parameters=True))
+    assert together(2, train_sharded, tmp_path) == [0, 0]
+    for family, student in plain.items():
+        (alone := tmp_path / f"{family}-alone").mkdir()
+        student.save(alone)
+        names = {path.relative_to(alone) for path in alone.rglob("*") if path.is_file()}
+        assert names == {
+            path.relative_to(tmp_path / family) for path in (tmp_path / family).rglob("*") if path.is_file()
+        }
+        for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+            one, both = load_file(alone / name), load_file(tmp_path / family / name)
+            assert one.keys() == both.keys()
+            for key, value in one.items():  # Adam divides by gradients close to 0
+                assert float((value - both[key]).norm()) <= 1e-3 * float(value.norm()) + 1e-6, (family, key)
+        config = "adapter/adapter_config.json"
+        assert (alone / config).read_bytes() == (tmp_path / family / config).read_bytes()
+        # Two processes' state continues in one.
+        again = make_student(family)
+        models.add_adapters(again.model, 4, seed=2)
+        adam = training.build_optimizer(again)
+        restore_optimizer_shards(adam, tmp_path / f"{family}-engine")
+        adapter = load_file(tmp_path / family / "adapter" / "adapter_model.safetensors")
+        own = {name: value for name, value in again.model.state_dict().items() if ".lora_" in name}
+        assert own and all(torch.equal(value, adapter[adapter_name(name)]) for name, value in own.items())
+    trained = {name: value.detach() for name, value in plain["causal"].named_parameters() if value.requires_grad}
+    for rank in range(2):
+        continued = load_file(tmp_path / f"continued-{rank}")
+        assert trained.keys() == continued.keys()
+        assert all(torch.equal(continued[name], value) for name, value in trained.items())

@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[2]
             "r.yaml line 2",
             "E-recipe-set-source",
         ),
-        ("name: x\ntrain: {sharding: full, lora: 8}\n", (), "r.yaml line 2", "E-recipe-sharding"),
+        ("name: x\ntrain: {sharding: full, optimizer: adafactor}\n", (), "r.yaml line 2", "E-recipe-sharding"),
         ("train: {}\n", (), "r.yaml", "E-recipe-missing-key"),
         ("", (), "r.yaml", "E-recipe-not-a-mapping"),
         ("name: x\nname: y\n", (), "r.yaml line 2", "E-recipe-yaml"),

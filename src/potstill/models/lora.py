@@ -61,10 +61,17 @@ def merge_adapters(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     for name, value in state.items():
         layer, is_adapted, parameter = name.partition(BASE_LAYER)
         if is_adapted and parameter == "weight":
-            value = value + model.get_submodule(layer).get_delta_weight(ADAPTER).to(value.dtype)
+            value = value + _product(model.get_submodule(layer), layer, state).to(value.dtype)
         if is_adapted or ".lora_" not in name:
             merged[f"{layer}.{parameter}" if is_adapted else name] = value.detach()
     return merged
+
+
+def _product(module: Any, layer: str, state: Mapping[str, Tensor]) -> Tensor:
+    """What an adapter adds to the weight of its layer. `state` may be whole where the module has only a part of it."""
+    thin_in, thin_out = (state[f"{layer}.lora_{name}.{ADAPTER}.weight"] for name in "AB")
+    product = thin_out @ thin_in
+    return (product.T if module.fan_in_fan_out else product) * module.scaling[ADAPTER]
 
 
 def adapter_name(name: str) -> str:
@@ -80,11 +87,11 @@ class AdapterBase:
     revision: str | None = None
 
 
-def save_adapter(model: Any, folder: Path, family: str, base: AdapterBase) -> None:
-    """Write the adapter of a model as a folder for `PeftModel.from_pretrained`."""
+def save_adapter(state: Mapping[str, Tensor], folder: Path, family: str, base: AdapterBase) -> None:
+    """Write the adapter of a model as a folder for `PeftModel.from_pretrained`. state: the model's state_dict."""
     import peft  # pyright: ignore[reportMissingImports]
 
-    state = {adapter_name(name): value.detach() for name, value in model.state_dict().items() if ".lora_" in name}
+    state = {adapter_name(name): value.detach() for name, value in state.items() if ".lora_" in name}
     [rank] = {value.shape[0] for name, value in state.items() if ".lora_A." in name}
     config = peft.LoraConfig(
         r=rank,

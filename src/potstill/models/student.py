@@ -278,7 +278,8 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         assert folder.is_dir(), f"{folder} is not a folder"
-        state = lora.merge_adapters(self.model, self.weights(weights))
+        unmerged = self.weights(weights)
+        state = lora.merge_adapters(self.model, unmerged)
         if dtype is not None:
             target = getattr(torch, dtype)
             state = _map_shared_tensors(state, lambda value: value.to(target) if value.is_floating_point() else value)
@@ -293,7 +294,7 @@ class Student(nn.Module):
         for name, content in {**self.tokenizer.files, **self._tokenizer_config()}.items():
             storage.write_file(folder / name, content)
         if self.adapter_base is not None:
-            lora.save_adapter(self.model, folder / lora.ADAPTER_FOLDER, self.family, self.adapter_base)
+            lora.save_adapter(unmerged, folder / lora.ADAPTER_FOLDER, self.family, self.adapter_base)
 
     def _tokenizer_config(self) -> dict[str, bytes]:
         """tokenizer_config.json, completed for transformers 4; empty if the tokenizer's file is complete.

@@ -162,7 +162,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
             raise mismatch_error(f"nothing for {name}")
         if (saved := entries.pop(PARAMETER_KEY, None)) is not None:
             with torch.no_grad():
-                parameter.copy_(saved)
+                parameter.copy_(_move_state(saved, parameter, optimizer))
         moved = {entry: _move_state(value, parameter, optimizer) for entry, value in entries.items()}
         optimizer.state[parameter] = moved
     if entries_of:
