@@ -122,12 +122,14 @@ def best(call: Any, times: int) -> float:
 
 
 def functions_of(file: str, names: list[str]) -> dict[str, Any]:
-    """Functions from a file of TRL, without importing the file, with the top-level helpers and constants that they use."""
+    """Functions (also static methods) from a file of TRL, without importing the file, with the helpers and constants that
+    they use."""
     package = importlib.util.find_spec("trl")
     if package is None or package.origin is None:
         raise ImportError("trl")
     tree = ast.parse((Path(package.origin).parent / file).read_text())
-    nodes: list[ast.stmt] = [node for node in tree.body if defines(node) & set(names)]
+    methods = [node for part in tree.body if isinstance(part, ast.ClassDef) for node in part.body]
+    nodes: list[ast.stmt] = [node for node in (*tree.body, *methods) if defines(node) & set(names)]
     for _ in range(3):  # helpers of helpers
         used = {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
         nodes += [node for node in tree.body if node not in nodes and defines(node) & used]

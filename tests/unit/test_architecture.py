@@ -76,6 +76,7 @@ OWNERS: dict[str, set[str]] = {
     "rich": {"progress", "cli"},
     "typer": {"cli"},
     "rapidfuzz": {"alignment"},
+    "numba": {"alignment.compiled"},
     "re2": {"grading"},
     "math_verify": {"grading.expressions"},
     "scipy": {"evaluation.intervals"},

@@ -36,6 +36,7 @@ from potstill.records import TargetKind, token_spans
 
 CHUNK_KINDS: Final[tuple[TargetKind, ...]] = ("same", "merged", "split", "mixed")  # in arrays: 0, 1, 2, 3
 Span = tuple[int, int]
+_INT64: Final = np.dtype(np.int64)
 # Limits of `align_pieces`, in letters of the normalized texts:
 _RESYNC_LENGTH: Final = 6  # a gap ends where so many letters of both texts are equal
 _MAX_GAP: Final = 64  # letters of a gap, both sides together; a longer gap ends at a long common substring
@@ -98,13 +99,21 @@ def spans(teacher_offsets: Sequence[Span] | np.ndarray, student_offsets: Sequenc
     Raises UserError if an array is not [n, 2] of whole numbers, if a token ends before it starts, or if the offsets
     include a special token: (0, 0) after a token that has a width.
     """
-    return align_spans(_checked(teacher_offsets, "teacher"), _checked(student_offsets, "student"))
+    teacher, student = as_pairs(teacher_offsets, "teacher"), as_pairs(student_offsets, "student")
+    if _is_contiguous(teacher) and _is_contiguous(student) and teacher[-1, 1] == student[-1, 1]:
+        return _align_contiguous(teacher[:, 1], student[:, 1])  # contiguous offsets need no further check
+    return _align_general(_checked(teacher, "teacher"), _checked(student, "student"))
 
 
 def align_spans(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
     """Does the work of `spans` without its checks, for offsets [n, 2] int64 that are known to be valid."""
     if _is_contiguous(teacher) and _is_contiguous(student) and teacher[-1, 1] == student[-1, 1]:
         return _align_contiguous(teacher[:, 1], student[:, 1])
+    return _align_general(teacher, student)
+
+
+def _align_general(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
+    """Align offsets that may have gaps and overlaps."""
     ends, starts, borders = _find_borders(teacher)
     student_ends, _, student_borders = _find_borders(student)
     # Positions are counted in text that the student covers. For the k-th student token (counted from 1), begins[k] is
@@ -144,9 +153,11 @@ def align_spans(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
     return SpanAlignment(bounds[0], bounds[1], kinds)
 
 
-def _checked(offsets: Sequence[Span] | np.ndarray, side: str) -> np.ndarray:
-    """The offsets as [n, 2] int64. Raises UserError if they cannot be the offsets of the tokens of a text."""
+def as_pairs(offsets: Sequence[Span] | np.ndarray, side: str) -> np.ndarray:
+    """The offsets as [n, 2] int64. Raises UserError if they have another shape or are not whole numbers."""
     array = np.asarray(offsets)
+    if array.dtype is _INT64 and array.ndim == 2 and array.shape[1] == 2:
+        return array
     if not array.size:
         return np.zeros((0, 2), np.int64)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":
@@ -157,7 +168,11 @@ def _checked(offsets: Sequence[Span] | np.ndarray, side: str) -> np.ndarray:
             found=f"shape {array.shape}, {array.dtype}",
             hint="give [(start, end), ...], one pair for each token",
         )
-    array = array.astype(np.int64, copy=False)
+    return array.astype(np.int64, copy=False)
+
+
+def _checked(array: np.ndarray, side: str) -> np.ndarray:
+    """The same array. Raises UserError if its offsets cannot be those of the tokens of a text."""
     starts, stops = array[:, 0], array[:, 1]
     if (starts < 0).any() or (starts > stops).any():
         token = int(np.flatnonzero((starts < 0) | (starts > stops))[0])
@@ -179,18 +194,25 @@ def _checked(offsets: Sequence[Span] | np.ndarray, side: str) -> np.ndarray:
 def _is_contiguous(spans: np.ndarray) -> bool:
     """Whether every token has a width and begins at the end of the token before it, the first token at 0."""
     starts, ends = spans[:, 0], spans[:, 1]
-    return bool(len(spans) and starts[0] == 0 and (starts[1:] == ends[:-1]).all() and (starts < ends).all())
+    # Bytes are compared in a third of the time of `(starts[1:] == ends[:-1]).all()`: a text has only some hundred tokens.
+    return bool(
+        len(spans)
+        and starts[0] == 0
+        and starts[1:].tobytes() == ends[:-1].tobytes()
+        and 0 not in (starts < ends).tobytes()
+    )
 
 
 def _align_contiguous(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
     """Align by the ends of the tokens, which suffice if both sides cover the text without gaps and overlaps."""
-    bounds = []
-    for side, other in ((teacher, student), (student, teacher)):
-        is_end = np.zeros(side[-1] + 1, bool)
-        is_end[other] = True
-        bounds.append(np.append(0, np.flatnonzero(is_end[side]) + 1))
-    merged, split = (side[1:] - side[:-1] > 1 for side in bounds)
-    return SpanAlignment(bounds[0], bounds[1], merged.view(np.uint8) + 2 * split.view(np.uint8))
+    teacher_end, student_end = np.zeros(int(teacher[-1]) + 1, bool), np.zeros(int(teacher[-1]) + 1, bool)
+    teacher_end[teacher] = student_end[student] = True
+    last = student_end[teacher].nonzero()[0]  # the last teacher token of each chunk
+    bounds = np.zeros((2, len(last) + 1), np.int64)
+    np.add(last, 1, out=bounds[0, 1:])
+    np.add(teacher_end[student].nonzero()[0], 1, out=bounds[1, 1:])
+    merged, split = (bounds[:, 1:] - bounds[:, :-1] > 1).view(np.uint8)
+    return SpanAlignment(bounds[0], bounds[1], merged + 2 * split)
 
 
 def _find_borders(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -50,6 +50,14 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
     tokens times the square root of the teacher's. Raises UserError above MAX_DTW_CELLS cells, and for tokens that are
     not strings.
     """
+    check_tokens(teacher, student)
+    if not teacher or not student:
+        return DtwAlignment(0.0 if len(teacher) == len(student) else math.inf, ((),) * len(student))
+    return find_path(CostTable(teacher, student))
+
+
+def check_tokens(teacher: Sequence[str], student: Sequence[str]) -> None:
+    """Raises UserError above MAX_DTW_CELLS cells, and for tokens that are not strings."""
     rows, columns = len(teacher), len(student)
     for side, tokens in (("teacher", teacher), ("student", student)):
         wrong = next((token for token in tokens if not isinstance(token, str)), None)
@@ -68,9 +76,11 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
             found=f"{rows} x {columns} tokens",
             hint="align shorter texts, or use the rule `span`, which is linear",
         )
-    if not rows or not columns:
-        return DtwAlignment(0.0 if rows == columns else math.inf, ((),) * columns)
-    table = _CostTable(teacher, student)
+
+
+def find_path(table: CostTable) -> DtwAlignment:
+    """The cheapest path through a table."""
+    rows, columns = len(table.teacher_index), len(table.student_index)
     stride = rows if rows * columns <= MAX_STORED_CELLS else math.isqrt(rows - 1) + 1
     starts = range(0, rows, stride)
     first_rows = [table.border()]
@@ -85,11 +95,11 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
         first_row = first_rows.pop()
         if row > start and start != starts[-1]:
             block = table.fill(first_row, start, row)
-        row, column = _backtrace(block, start, row, column, groups)
+        row, column = table.backtrace(block, start, row, column, groups)
     return DtwAlignment(cost, tuple(tuple(reversed(group)) for group in groups))
 
 
-class _CostTable:
+class CostTable:
     """The cells f(i, j) of two sequences of token strings, computed row by row."""
 
     def __init__(self, teacher: Sequence[str], student: Sequence[str]) -> None:
@@ -100,7 +110,8 @@ class _CostTable:
         # Whole numbers keep the subtraction below exact. Infinity must stay above every cost after a sum is subtracted.
         is_small = int(self.distances.max()) * (len(teacher) + len(student)) < 2**29
         self.dtype: Any = np.int32 if is_small else np.int64
-        self.sums: dict[int, np.ndarray] = {}  # by the index of the teacher's string: sums over the student's tokens
+        # By the index of the teacher's string, the sums of its distances to the first 0, 1, 2, ... student tokens.
+        self.sums: dict[int, np.ndarray] = {}
         self.most_sums = MAX_STORED_CELLS // len(student)
 
     def border(self) -> np.ndarray:
@@ -126,14 +137,40 @@ class _CostTable:
             np.add(best, sums[1:], out=least[row, 1:])
         return least
 
+    @staticmethod
+    def backtrace(least: np.ndarray, start: int, i: int, j: int, groups: list[list[int]]) -> tuple[int, int]:
+        """Follow the cheapest path from cell (i, j) back to the row `start`, and add the teacher's tokens to the groups.
+
+        least  the rows from `start` on. Returns the cell at which the path reaches the first row, or the first column
+        """
+        width = least.shape[1]
+        costs = least.ravel().data  # a memoryview gives whole numbers of Python, faster than the array
+        while i > start and j:
+            groups[j - 1].append(i - 1)
+            cell = (i - start) * width + j
+            diagonal, up, left = costs[cell - width - 1], costs[cell - width], costs[cell - 1]
+            if diagonal <= up and diagonal <= left:
+                i, j = i - 1, j - 1
+            elif up <= left:
+                i -= 1
+            else:
+                j -= 1
+        return i, j
+
     def _sums(self, string: int) -> np.ndarray:
-        """[student tokens + 1]: the sum of the distances of a teacher's string to the first 0, 1, 2, ... tokens."""
+        if not self.sums and len(self.distances) <= self.most_sums:
+            self.sums = dict(enumerate(self._sum_distances(self.distances)))  # faster than one by one
         sums = self.sums.get(string)
         if sums is None:
-            sums = np.zeros(len(self.student_index) + 1, self.dtype)
-            np.cumsum(self.distances[string, self.student_index], dtype=self.dtype, out=sums[1:])
+            (sums,) = self._sum_distances(self.distances[string : string + 1])
             if len(self.sums) < self.most_sums:
                 self.sums[string] = sums
+        return sums
+
+    def _sum_distances(self, distances: np.ndarray) -> np.ndarray:
+        """[strings, student tokens + 1]: the sums of the distances to the first 0, 1, 2, ... student tokens."""
+        sums = np.zeros((len(distances), len(self.student_index) + 1), self.dtype)
+        np.cumsum(distances[:, self.student_index], axis=1, dtype=self.dtype, out=sums[:, 1:])
         return sums
 
 
@@ -141,20 +178,3 @@ def _index_distinct(strings: Sequence[str]) -> tuple[list[int], list[str]]:
     """The index of each string in the list of distinct strings, and that list."""
     indices: dict[str, int] = {}
     return [indices.setdefault(string, len(indices)) for string in strings], list(indices)
-
-
-def _backtrace(least: np.ndarray, start: int, i: int, j: int, groups: list[list[int]]) -> tuple[int, int]:
-    """Follow the cheapest path from cell (i, j) back to the row `start`, and add the teacher's tokens to the groups.
-
-    least  the rows from `start` on. Returns the cell at which the path reaches the first row, or the first column
-    """
-    while i > start and j:
-        groups[j - 1].append(i - 1)
-        diagonal, up, left = least[i - 1 - start, j - 1], least[i - 1 - start, j], least[i - start, j - 1]
-        if diagonal <= up and diagonal <= left:
-            i, j = i - 1, j - 1
-        elif up <= left:
-            i -= 1
-        else:
-            j -= 1
-    return i, j
