@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from potstill import object_store
 from potstill.errors import UserError
 from potstill.records import BASE, Chain, Checkpoint, LabelTable, Prediction, Question, Score, Split, Target, Verdict
 
@@ -57,12 +58,15 @@ def run(
         parsed = parse_recipe(write_value(recipe, "recipe"), "recipe", changes)
     else:
         parsed = load_recipe(Path(recipe), changes)
+    if run_dir is not None:
+        object_store.refuse_run_url(run_dir)
     folder = None if run_dir is None else Path(run_dir)
     return Run(runner.run(parsed, folder, until=until, redo=redo, yes=yes))
 
 
 def open_run(run_dir: str | Path) -> Run:
     """Open the folder of a run, which may be unfinished. Raises `UserError` if it is not the folder of a run."""
+    object_store.refuse_run_url(run_dir)
     if not (Path(run_dir) / "recipe.yaml").is_file():
         what, found, hint = "this is not the folder of a run", "no recipe.yaml", "give a folder such as runs/demo"
         raise UserError(what, code="E-run-not-a-run", where=run_dir, found=found, hint=hint)

@@ -18,7 +18,7 @@ import typer
 
 import potstill
 from potstill import progress
-from potstill.cli import init, stage_commands, study
+from potstill.cli import init, push_commands, stage_commands, study
 from potstill.errors import UserError
 
 app = typer.Typer(
@@ -354,33 +354,7 @@ def export_command(
         typer.echo(line)
 
 
-@app.command("push", epilog="Example: potstill push runs/demo owner/name --private")
-def push_command(
-    run_dir: RunArgument,
-    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub.", show_default=False)],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    revision: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="BRANCH", help="Branch for the commit, which is created if necessary.", show_default=False
-        ),
-    ] = None,
-    accept_terms: Annotated[
-        bool,
-        typer.Option(
-            "--accept-terms", help="Upload a student whose base has terms that you must pass on (Gemma, Llama)."
-        ),
-    ] = False,
-) -> None:
-    """Upload the student with its card to the Hugging Face hub.
-
-    Needs HF_TOKEN. The same command continues an interrupted upload, and uploads only changed files.
-    """
-    from potstill.cli import check, push
-
-    check.check_file_sizes(run_dir)
-    for line in push.push_student(run_dir, name, private=private, revision=revision, accept_terms=accept_terms):
-        typer.echo(line)
+push_commands.add_push_commands(app)
 
 
 @app.command("grade", epilog="Example: potstill grade answers.jsonl --out graded.jsonl --task gsm8k")

@@ -187,10 +187,11 @@ def _sample(
 
 def open_run_or_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, Path]:
     """The recipe and the directory of a run. path: the directory of the run, or its recipe file; changes: `--set`."""
-    from potstill import runner
+    from potstill import object_store, runner
     from potstill.recipe import load_recipe
     from potstill.run_reader import open_run
 
+    object_store.refuse_run_url(path)
     if path.is_dir():
         return load_recipe(open_run(path).run_dir / "recipe.yaml", changes), path
     recipe = load_recipe(path, changes)

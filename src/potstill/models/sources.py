@@ -9,6 +9,7 @@ A name has one of these forms, tried in this order:
     package:NAME        a GGUF file, whole or in parts, in an installed Python package
     FOLDER              a folder in Hugging Face format
     FILE.gguf           a GGUF file, converted once, into the cache (see `potstill.models.gguf`)
+    s3://BUCKET/PATH    a folder, or a GGUF file, in an object store, copied into the cache (see `potstill.object_store`)
     owner/name          a repository on the Hugging Face hub, downloaded into the hub's cache; `revision` is a branch, a tag
                         or a commit
 """
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from potstill import hub, progress, storage
+from potstill import hub, object_store, progress, storage
 from potstill import recipe as recipes
 from potstill.errors import UserError
 from potstill.models.gguf import convert_gguf
@@ -40,7 +41,8 @@ PART_SUFFIX: Final = ".gguf.part*"
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The folder of a model; and for a model from the hub, its commit, which is part of a run's identity.
+    """The folder of a model; and for a model from the hub, its commit, which is part of a run's identity. For a model from
+    an object store, the digest of its files is.
 
     missing_bytes  size of the weights that the folder lacks (see `without_weights`)
     """
@@ -48,15 +50,19 @@ class ModelSource:
     folder: Path
     commit: str | None = None
     missing_bytes: int = 0
+    contents: str | None = None
 
     def identity(self, key: str) -> dict[str, str]:
-        """Recipe key -> digest of the model; for a model from the hub, also its commit.
+        """Recipe key -> digest of the model; for a model from the hub, also its commit, and for a model from an object
+        store, also the digest of its files.
 
         Raises UserError if its weights have not been downloaded.
         """
         if self.missing_bytes:
             raise _not_downloaded_error(key)
         digests = {key: storage.folder_fingerprint(self.folder)}
+        if self.contents is not None:
+            digests[f"{key} (contents)"] = self.contents
         return digests if self.commit is None else digests | {f"{key} (commit)": self.commit}
 
 
@@ -94,7 +100,8 @@ def _not_downloaded_error(where: object) -> UserError:
 def find_model(recipe: Recipe, name: str, key: str, revision: str | None = None) -> ModelSource:
     """The model that a recipe names under `key`. Raises UserError as `locate_model` does."""
     try:
-        path = None if name.startswith(PACKAGE_PREFIX) else recipes.find_path(recipe, name, key)
+        is_path = not (name.startswith(PACKAGE_PREFIX) or _is_stored(name))
+        path = None if not is_path else recipes.find_path(recipe, name, key)
     except UserError as error:
         if error.code == "E-recipe-missing-path" and _is_gguf(Path(name)):
             raise _no_gguf_error(Path(name), key, error.found) from None
@@ -122,18 +129,14 @@ def locate_model(name: str, *, key: str, revision: str | None = None, weights: b
     Raises UserError if there is no such model, if it cannot be downloaded or converted, or if `revision` is given for a
     model that is not on the hub.
     """
+    if _is_stored(name):
+        return _locate_stored(name, key, revision, weights)
     path = Path(name)
     if _is_gguf(path) and not path.exists() and not name.startswith(PACKAGE_PREFIX):
         raise _no_gguf_error(path, key, str(path.absolute()))
     on_hub = not path.exists() and not name.startswith(PACKAGE_PREFIX) and hub.is_hub_name(name)
     if revision is not None and not on_hub:
-        raise UserError(
-            "only a model from the hub has a revision",
-            code="E-model-revision",
-            where=key,
-            found=f"{name}, with the revision {revision}",
-            hint="remove the revision, or give the model's name on the hub",
-        )
+        raise _revision_error(name, key, revision)
     if name.startswith(PACKAGE_PREFIX):
         return ModelSource(convert_gguf(_find_package_file(name.removeprefix(PACKAGE_PREFIX), key), key=key))
     if on_hub and not weights and not hub.is_offline():
@@ -147,6 +150,37 @@ def locate_model(name: str, *, key: str, revision: str | None = None, weights: b
         return ModelSource(convert_gguf(path, key=key))
     refuse_other_folders(path)
     return ModelSource(path)
+
+
+def _is_stored(name: str) -> bool:
+    """Whether a name is the URL of an object store. Other places of the web have no folders; they may have a GGUF file."""
+    return object_store.is_url(name) and (not recipes.HTTP.match(name) or _is_gguf(Path(name)))
+
+
+def _locate_stored(url: str, key: str, revision: str | None, weights: bool) -> ModelSource:
+    """The model at the URL of an object store."""
+    if revision is not None:
+        raise _revision_error(url, key, revision)
+    patterns = (*hub.MODEL_FILES, "*.gguf")
+    if not weights and not _is_gguf(Path(url)):
+        partial = object_store.fetch(url, key, only=patterns, skip=recipes.WEIGHT_FILES, folder=_partial_cache().name)
+        if partial.skipped_bytes:
+            return ModelSource(partial.path, missing_bytes=partial.skipped_bytes)
+    copy = object_store.fetch(url, key, only=patterns, skip=hub.OTHER_COPIES)
+    if copy.path.is_file():
+        return ModelSource(convert_gguf(copy.path, key=key), contents=copy.digest)
+    refuse_other_folders(copy.path)
+    return ModelSource(copy.path, contents=copy.digest)
+
+
+def _revision_error(name: str, key: str, revision: str) -> UserError:
+    return UserError(
+        "only a model from the hub has a revision",
+        code="E-model-revision",
+        where=key,
+        found=f"{name}, with the revision {revision}",
+        hint="remove the revision, or give the model's name on the hub",
+    )
 
 
 def _is_gguf(path: Path) -> bool:

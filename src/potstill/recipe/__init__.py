@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from ruamel.yaml import YAML
 
+from potstill import object_store
 from potstill.errors import UserError
 from potstill.recipe.fields import Column, CustomSet, TextsSection
 from potstill.recipe.load import load_recipe, parse_recipe, write_value
@@ -54,6 +55,9 @@ __all__ = [
     "write_value",
 ]
 
+MODEL_KEYS: Final = (".model", ".tokenizer", ".scorer")  # ends of the keys that name a model
+WEIGHT_FILES: Final = ("*.safetensors", "*.bin", "*.pt", "*.gguf")  # files that no tokenizer needs
+HTTP: Final = re.compile("https?://")  # has no folders, and no models
 HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")  # of a model on the hub
 
 
@@ -72,11 +76,13 @@ def recipe_json_schema() -> dict[str, Any]:
 
 
 def recipe_data_folder(recipe: Recipe) -> Path | None:
-    """The data folder: the recipe's `data`, or POTSTILL_DATA; None without either.
+    """The data folder: the recipe's `data`, or POTSTILL_DATA; None without either. For a URL, a local copy.
 
-    Raises UserError if the folder does not exist.
+    Raises UserError if the folder does not exist, and as `object_store.fetch` does.
     """
     path = recipe.data or os.environ.get("POTSTILL_DATA")
+    if path and object_store.is_url(path):
+        return object_store.fetch(path, "data" if recipe.data else "POTSTILL_DATA").path
     if path and not Path(path).is_dir():
         key, hint = "data" if recipe.data else "POTSTILL_DATA", "name the folder that contains the sets"
         raise UserError("the data folder does not exist", code="E-data-no-folder", where=key, found=path, hint=hint)
@@ -88,8 +94,11 @@ def find_path(recipe: Recipe, path: str, key: str) -> Path:
 
     path  the value of the key
     key   dotted key, for messages
-    Raises UserError if it exists in neither folder, or in both.
+    Raises UserError if it exists in neither folder, or in both. For a URL of an object store, returns a local copy, and
+    raises UserError as `object_store.fetch` does.
     """
+    if object_store.is_url(path) and not (key.endswith(MODEL_KEYS) and HTTP.match(path)):
+        return object_store.fetch(path, key, skip=WEIGHT_FILES if key.endswith(".tokenizer") else ()).path
     paths = [Path(path)]
     if not Path(path).is_absolute() and not path.startswith(".") and (data_dir := recipe_data_folder(recipe)):
         paths.append(data_dir / path)
@@ -117,12 +126,12 @@ def _path_hint(path: str, paths: list[Path], key: str) -> str:
             near = difflib.get_close_matches(candidate.name, os.listdir(candidate.parent), 1, 0.8)
             if near:
                 return f"did you mean {Path(path).with_name(near[0]).as_posix()}?"
-    if key.endswith((".model", ".tokenizer", ".scorer")):
+    if key.endswith(MODEL_KEYS):
         name, at, revision = path.removeprefix("https://huggingface.co/").removeprefix("hub:").partition("@")
         if (name != path or at) and "/" in name and HUB_NAME.fullmatch(name):
             more = f", and {key.removesuffix('.model')}.revision: {revision}" if revision else ""
             return f"write the name of a model on the hub as {key}: {name}{more}"
-    if key.endswith((".model", ".tokenizer", ".scorer")) and HUB_NAME.fullmatch(path):
+    if key.endswith(MODEL_KEYS) and HUB_NAME.fullmatch(path):
         is_name = "/" in path and path.partition("/")[0] not in ("datasets", "models", "spaces")
         name = path if is_name else f"OWNER/{path.rpartition('/')[2]}"
         return f"if this is a model's name on the hub, download it (`hf download {name} --local-dir {path}`)"
@@ -135,6 +144,8 @@ def find_paths(recipe: Recipe, path: str, key: str) -> list[Path]:
     Raises UserError as `find_path` does, and if no file matches.
     """
     folder, _, pattern = path.rpartition("/")
+    if object_store.is_url(path) and "*" in pattern and "*" not in folder:
+        return object_store.fetch_matches(path, key)
     if "*" not in path or "*" in folder:
         return [find_path(recipe, path, key)]
     paths = sorted(match for match in find_path(recipe, folder or ".", key).glob(pattern) if match.is_file())

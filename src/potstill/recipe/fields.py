@@ -85,8 +85,8 @@ class CustomSet(Section):
 
     file: Paths | None = Field(
         default=None,
-        description="Path of the file, or a list of paths; * matches any characters of a local file name. "
-        "With `hub`, paths in its repository.",
+        description="Path of the file, or URL in an object store (s3://BUCKET/PATH), or a list of them; * matches any "
+        "characters of a file name. With `hub`, paths in its repository.",
     )
     url: str | None = Field(default=None, pattern=r"^https?://", description="Address of the file; needs `sha256`.")
     sha256: str | None = Field(

@@ -339,7 +339,9 @@ class Recipe(Section):
         "one purpose each: with another train.seed, a run keeps its chains.",
     )
     data: str | None = Field(
-        default=None, description="Folder of the built-in sets; the environment variable POTSTILL_DATA if not given."
+        default=None,
+        description="Folder of the built-in sets, or its URL in an object store; the environment variable "
+        "POTSTILL_DATA if not given.",
     )
     sets: dict[Name, CustomSet] = Field(default={}, description="Custom sets by name.")
     questions: QuestionsSection = QuestionsSection()

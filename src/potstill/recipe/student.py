@@ -37,7 +37,8 @@ ShapeOrName = Annotated[
 class StudentSection(Section):
     model: str | None = Field(
         default=None,
-        description="Model folder in Hugging Face format, name on the Hugging Face hub, GGUF file, or package:NAME.",
+        description="Model folder in Hugging Face format, name on the Hugging Face hub, GGUF file, package:NAME, or "
+        "URL in an object store (s3://BUCKET/PATH).",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a model on the hub.")
     shape: ShapeOrName | None = Field(

@@ -237,8 +237,8 @@ class TeacherSection(Section):
     name: Name | None = Field(default=None, description="Source name stored with the chains; `kind` if not given.")
     model: str | None = Field(
         default=None,
-        description="For local and vllm: model folder, name on the Hugging Face hub, GGUF file, or package:NAME; for "
-        "openai: the model's name on the server.",
+        description="For local and vllm: model folder, name on the Hugging Face hub, GGUF file, package:NAME, or URL in "
+        "an object store (s3://BUCKET/PATH); for openai: the model's name on the server.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a model on the hub.")
     chains: str | None = Field(

@@ -11,11 +11,13 @@ from potstill.storage.atomic import (
     encode_json_line,
     open_message_file,
     remove,
+    rename_folder,
     resume_stream,
     write_file,
     write_folder,
     write_json,
     write_jsonl,
+    write_stream,
 )
 from potstill.storage.read import (
     as_format_errors,
@@ -51,9 +53,11 @@ __all__ = [
     "read_record",
     "read_records",
     "remove",
+    "rename_folder",
     "resume_stream",
     "write_file",
     "write_folder",
     "write_json",
     "write_jsonl",
+    "write_stream",
 ]

@@ -256,6 +256,17 @@ def write_folder(path: Path) -> Iterator[Path]:
     crash("folder", "after", path)
 
 
+def rename_folder(source: Path, path: Path) -> None:
+    """Give a complete folder its name. There is nothing at `path`."""
+    crash("folder", "before", path)
+    with as_user_errors(path):
+        _sync_tree(source)
+        crash("folder", "middle", path)
+        os.rename(source, path)
+        _sync_folder(path.parent)
+    crash("folder", "after", path)
+
+
 def link_or_copy(source: Path, path: Path) -> None:
     """Give a file a second name, or copy it, if it may grow (JSON lines) or the disk has no links.
 
