@@ -13,6 +13,7 @@ The scores of one chunk exist at a time, and are computed again in the backward 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -28,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from potstill.models.unpadded import Block, Layout
 
 MAX_SCORE_CELLS: Final = 1 << 22  # scores of a row and head (queries x keys) that may exist in all layers at once
-CHUNK_CELLS: Final = 1 << 23  # scores of a chunk, over all rows and heads
+CHUNK_CELLS: Final = 1 << 24  # scores of a chunk, over all rows and heads: 64 MiB
 FSDP_METHOD: Final = "over_tokens"  # name of the method that computes a block whose weights are sharded
 
 
@@ -177,16 +178,29 @@ def _attend_in_chunks(
         part = None if part is None else part.expand(len(q), -1, -1, -1)
         return attend(q, k, v, part, dropout, fused=fused).view(q.shape)
 
-    rows, heads, queries, _ = q.shape
-    step, outputs = max(1, CHUNK_CELLS // (rows * heads * k.shape[2])), []
-    for start in range(0, queries, step):
-        end = min(start + step, queries)
-        keys = end if long.causal else k.shape[2]
+    (rows, heads, queries, _), keys = q.shape, k.shape[2]
+    outputs, start = list[Tensor](), 0
+    while start < queries:
+        if long.causal:
+            end = start + _causal_chunk(start, CHUNK_CELLS // (rows * heads))
+            keys = min(end, queries)
+        else:
+            end = start + max(1, CHUNK_CELLS // (rows * heads * keys))
         values = (q[:, :, start:end], k[:, :, :keys], v[:, :, :keys], start)
         with_gradient = torch.is_grad_enabled()
         run = partial(checkpoint, attend_queries, use_reentrant=False) if with_gradient else attend_queries
         outputs.append(run(*values))
+        start = end
     return torch.cat(outputs, 2).reshape(-1, q.shape[-1])
+
+
+def _causal_chunk(start: int, cells: int) -> int:
+    """The number of queries n from `start` on so that n * (start + n), the number of their scores, is about `cells`.
+
+    All chunks then need buffers of about the same size, above the size that the allocator of C keeps in its heap. Buffers
+    that grow from chunk to chunk would not fit into the holes of earlier ones, and leave memory of the size of all scores.
+    """
+    return max(1, (math.isqrt(start * start + 4 * cells) - start) // 2)
 
 
 def _long_bias(stack: Any, block: Block) -> _LongBias:
