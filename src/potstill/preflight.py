@@ -90,6 +90,8 @@ def _iter_checks(
         yield first, lambda: _student_shape(recipe)
     if recipe.train.lora:
         yield "train", lambda: check_installed("peft", "train.lora", "remove train.lora")
+    if recipe.train.load_in_4bit:
+        yield "train", models.check_quantization
     if recipe.has_teacher:
         yield "train", lambda: loss_from_recipe(recipe)
     if recipe.on_policy is not None:

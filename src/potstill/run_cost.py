@@ -91,6 +91,7 @@ def estimate_cost(recipe: Recipe, plan: StepPlan, sets: Sets, so_far: Progress) 
         tokens=batch,
         precision=section.precision,
         adapters=section.lora > 0,
+        quantized=section.load_in_4bit,
         adafactor=section.optimizer == "adafactor",
         copies=section.async_checkpoints,
         checkpointing=section.gradient_checkpointing,

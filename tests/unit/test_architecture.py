@@ -64,6 +64,7 @@ OWNERS: dict[str, set[str]] = {
     "transformers": {"models", "inference"},
     "safetensors": {"models", "training"},
     "peft": {"models.lora"},
+    "bitsandbytes": {"models.lora"},
     "tokenizers": {"tokenization", "models.gguf"},
     "tiktoken": {"tokenization"},
     "pydantic": {"recipe"},

@@ -18,7 +18,7 @@ import tiny
 from expect import user_error
 from potstill import models, training
 from potstill.evaluation import checkpoint
-from potstill.models import Example, Shape
+from potstill.models import Example, Shape, lora
 from potstill.models.lora import adapter_name
 from potstill.records import Checkpoint, Target
 from potstill.storage import manifest
@@ -232,3 +232,63 @@ def test_sharded_adapters_learn_and_are_saved_as_in_one_process(tmp_path: Path) 
         continued = load_file(tmp_path / f"continued-{rank}")
         assert trained.keys() == continued.keys()
         assert all(torch.equal(continued[name], value) for name, value in trained.items())
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes (the extra qlora)"
+)
+
+
+@needs_peft
+@needs_bitsandbytes
+@pytest.mark.parametrize("family", ["t5", "causal"])
+def test_with_weights_in_4_bits_the_saved_folder_is_the_model_that_was_trained(family: str, tmp_path: Path) -> None:
+    # Rows of less than 64 weights are rounded wrongly by bitsandbytes 0.50 on a CPU.
+    tokenizer = train_unigram(TEXTS, 60) if family == "t5" else train_bpe(TEXTS, 290)
+    shape = Shape(family, 64, 2, 8, 64, 8, tokenizer.size)  # pyright: ignore[reportArgumentType]
+    student = models.random_student(shape, tokenizer, seed=1)
+    whole = {name: value.clone() for name, value in student.weights().items()}
+    models.quantize_layers(student.model, "float32")
+    models.add_adapters(student.model, 4, seed=1)
+    state, head = student.model.state_dict(), student.head.weight
+    layers = [name for name in state if name.endswith(".base_layer.weight")]
+    assert layers and head.dtype == torch.float32
+    for name in layers:  # two weights in a byte
+        value = whole[name.replace(".base_layer", "")]
+        assert state[name].dtype == torch.uint8 and state[name].numel() == -(-value.numel() // 2)
+    # Half of the widest gap of NF4 is 0.152 of the largest weight of a block.
+    rounded = student.copy_weights()
+    moved = max(float((rounded[name] - value).abs().max() / value.abs().max()) for name, value in whole.items())
+    assert rounded.keys() == whole.keys() and 0 < moved < 0.16
+    student.train()  # on a CPU, bitsandbytes packs the weights in another order when a layer is evaluated
+    rows = [example(student)]
+    untaught = student(student.batch(rows)).detach()
+    adam = training.build_optimizer(student, 1e-2)
+    assert all(".lora_" in name for group in adam.param_groups for name in group["param_names"])
+    schedule = training.Schedule("constant", 1e-2)
+    for _ in training.train_steps(student, adam, lambda _: [rows], first=1, last=5, schedule=schedule, seed=1):
+        pass
+    assert all(torch.equal(state[name], student.model.state_dict()[name]) for name in layers)
+    student.train()
+    taught = student(student.batch(rows)).detach()
+    student.save(tmp_path)
+    plain = models.open_student(tmp_path)
+    assert plain.weights().keys() == whole.keys()
+    assert torch.allclose(plain(plain.batch(rows)).detach(), taught, atol=1e-4) and taught.sum() < untaught.sum()
+
+
+def test_weights_in_4_bits_need_bitsandbytes_a_gpu_adapters_and_whole_weights(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora, "find_spec", lambda name: None)
+    with user_error("E-train-missing-package"):
+        models.check_quantization()
+    monkeypatch.setattr(lora, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with user_error("E-train-4bit-needs-gpu"):
+        models.check_quantization()
+    with user_error("E-train-4bit-needs-gpu"):
+        tiny.make(world, tmp_path / "run", "train.lora=4", "train.load_in_4bit=true", until="train")
+    for changes in (("train.load_in_4bit=true",), ("train.load_in_4bit=true", "train.lora=4", "train.sharding=full")):
+        with user_error("E-recipe-4bit"):
+            tiny.recipe(world, *changes)

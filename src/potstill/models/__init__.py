@@ -32,7 +32,14 @@ from potstill.models.load import (
     tokenizer_from_recipe,
     weights_identity,
 )
-from potstill.models.lora import ADAPTER_FOLDER, AdapterBase, add_adapters, copy_adapter
+from potstill.models.lora import (
+    ADAPTER_FOLDER,
+    AdapterBase,
+    add_adapters,
+    check_quantization,
+    copy_adapter,
+    quantize_layers,
+)
 from potstill.models.sources import NOT_DOWNLOADED, ModelSource, find_model, find_scorer, locate_model, without_weights
 from potstill.models.student import (
     SHAPES,
@@ -69,6 +76,7 @@ __all__ = [
     "auto_uses_chat_template",
     "base_dtype",
     "chat_template_from_recipe",
+    "check_quantization",
     "check_tokenizer",
     "check_weights",
     "copy_adapter",
@@ -88,6 +96,7 @@ __all__ = [
     "model_folder",
     "open_chat_template",
     "open_student",
+    "quantize_layers",
     "random_student",
     "read_family",
     "read_shape",

@@ -147,6 +147,11 @@ class TrainSection(Section):
     lora: Count = Field(
         default=0, description="Rank of LoRA adapters, merged when saved (extra `lora`); 0: train all weights."
     )
+    load_in_4bit: bool = Field(
+        default=False,
+        description="Keep the frozen weights of linear layers in 4 bits (NF4) while adapters are trained (QLoRA). It needs "
+        "the extra `qlora` and a GPU.",
+    )
     save_adapter: bool = Field(
         default=False,
         description="Also save the LoRA adapter, as a folder of peft, in each checkpoint and in the student's folder.",
@@ -221,6 +226,8 @@ class TrainSection(Section):
             refuse("E-recipe-adafactor-betas", "adafactor has no betas")
         if self.sharding == "full" and self.optimizer == "adafactor":
             refuse("E-recipe-sharding", "torch's Adafactor has no sharded form: sharding: full needs optimizer: adamw")
+        if self.load_in_4bit and (not self.lora or self.sharding == "full"):
+            refuse("E-recipe-4bit", "load_in_4bit needs train.lora, the rank of the adapters, and sharding: none")
         if self.save_adapter and not self.lora:
             refuse("E-recipe-save-adapter", "save_adapter needs train.lora, the rank of the adapter")
         if self.stable_steps and self.schedule == "constant":

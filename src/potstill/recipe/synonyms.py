@@ -56,6 +56,7 @@ _SYNONYMS_BY_MEANING: Final = {
     "train.weight_decay": "wd",
     _LORA: "use_lora use_peft lora_alpha lora_dropout lora_target lora_target_modules target_modules finetuning_type",
     "train.lora": "lora_r lora_rank",
+    "train.load_in_4bit": "load_in_4bit quantize quantization quantization_bit bnb_4bit use_qlora qlora",
     "train.sharding": "fsdp deepspeed",
     "train.loss_kernel": "compile torch_compile",
     _TRACK: "logging_steps logging_dir log_every_n_steps report_to wandb_project",

@@ -84,7 +84,7 @@ class Train(Stage):
         section = recipe.train
         optional = ("sources", "lengths", "replay", "on_policy", "early_stopping_patience", "loss_weights")
         unnamed = [name for name in optional if getattr(section, name) is None]
-        unnamed += [] if section.save_adapter else ["save_adapter"]
+        unnamed += [name for name in ("save_adapter", "load_in_4bit") if not getattr(section, name)]
         unnamed += ["uniform_over"] if section.uniform_over == "questions" else []
         unnamed += ["divergence"] if section.divergence == losses.DEFAULT_LOSS.divergence else []
         unnamed += ["steps"] if section.schedule == "constant" else []
@@ -337,6 +337,9 @@ def _check_steps(made: int, recipe: Recipe) -> None:
 def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
     if recipe.train.lora:  # the engine state has the adapters; the weights of a checkpoint contain them merged
         student = models.from_recipe(recipe)
+        if recipe.train.load_in_4bit:
+            models.check_quantization()
+            models.quantize_layers(student.model, recipe.train.precision)
         models.add_adapters(student.model, recipe.train.lora, recipe.training_seed)
         if recipe.train.save_adapter:
             assert recipe.student.model is not None, "the recipe's schema requires a model"

@@ -27,6 +27,7 @@ TRAINING_SHARE: Final = 0.5  # share of the rate of products that training reach
 DECODING_SHARE: Final = 0.3  # the same for decoding
 READING_FACTOR: Final = 3  # a prompt of an evaluation takes this much longer than the same products in training
 TRANSFER_SECONDS: Final = 8e-4  # for a token of a text whose scores the rule `text` transfers to the student's tokens
+QUANTIZED_BYTES: Final = 0.52  # of a weight in 4 bits, with its share of the scales
 PROCESS_BYTES: Final = 500 << 20  # Python and its libraries
 UNCACHED_ELEMENTS: Final = 1 << 25  # a matrix of this size does not fit in a processor's cache
 Precision = Literal["float32", "bfloat16"]
@@ -70,6 +71,7 @@ def training_memory(
     tokens: float,
     precision: Precision = "float32",
     adapters: bool = False,
+    quantized: bool = False,
     adafactor: bool = False,
     copies: bool = False,
     checkpointing: bool = False,
@@ -79,6 +81,7 @@ def training_memory(
     tokens         number of tokens of a micro-batch
     precision      bfloat16: the products use copies of the weights with 16 bits
     adapters       only LoRA adapters are trained; their own size is not counted
+    quantized      the weights of the linear layers are stored in 4 bits
     adafactor      the optimizer stores no moments of the size of a matrix
     copies         checkpoints are written from a copy of weights and optimizer (`train.async_checkpoints`)
     checkpointing  activations are computed again in the backward pass
@@ -91,9 +94,10 @@ def training_memory(
     if checkpointing:
         activations += tokens * shape.d_model * 4 * stored
     head = 4 * shape.vocabulary * shape.d_model
+    saved = (4 - QUANTIZED_BYTES) * count_matrix_elements(shape) if quantized else 0
     rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // shape.vocabulary)  # of logits that exist at a time
     parts = {
-        "weights, gradients and optimizer": per_parameter * parameters,
+        "weights, gradients and optimizer": per_parameter * parameters - saved,
         "16-bit copies of the weights": 2 * parameters if precision == "bfloat16" else 0,
         "a copy for checkpoints": (4 + moments) * parameters if copies and not adapters else 0,
         "activations": activations,
