@@ -9,6 +9,7 @@ second. Nothing is written.
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 from collections import Counter, deque
@@ -149,7 +150,8 @@ def count_so_far(run_dir: Path, recipe: Recipe, stage: str) -> dict[str, Any]:
     sample          chains; chains_at_most, if the teacher gives every question the same number of chains
     train, repair   step, steps, loss, and the saved checkpoints. Training continues from the last one. With
                     `train.on_policy`, own_right: the mean share of right own texts over the last RECENT_STEPS steps
-    evaluate, test  the evaluated checkpoints; the number of checkpoints in all
+    evaluate, test  the evaluated checkpoints; the number of checkpoints in all; the stored answers, also of shards; the
+                    number of answers in all
     """
     folder = run_dir / stage
     if stage == "sample":
@@ -174,8 +176,50 @@ def count_so_far(run_dir: Path, recipe: Recipe, stage: str) -> dict[str, Any]:
         return {"step": last.get("step", 0), "steps": section.steps, **measures, "checkpoints": saved}
     if stage in ("evaluate", "test"):
         evaluated = sorted(path.parent.name for path in folder.glob(f"[0-9]*/{manifest.MANIFEST_FILE}"))
-        return {"evaluated": evaluated, "checkpoints": _count_checkpoints(run_dir, recipe, stage)}
+        checkpoints, expected = _count_checkpoints(run_dir, recipe, stage), _count_answers(run_dir, recipe, stage)
+        under_way = [path for path in folder.glob("[0-9]*") if path.name not in evaluated]
+        stored = sum(segments.count_lines(_answer_paths(path, recipe, stage)) for path in under_way)
+        answers = min(len(evaluated), checkpoints) * expected + min(stored, len(under_way) * expected)
+        return {
+            "evaluated": evaluated,
+            "checkpoints": checkpoints,
+            "answers": answers,
+            "answers_in_all": checkpoints * expected,
+        }
     return {}
+
+
+def generated_answers(recipe: Recipe, stage: str) -> dict[str, int]:
+    """Name of a file of generated answers -> answers to each question. Decodings that choose among samples have no
+    other answers (`evaluation.decoding`, which is not imported here, because it loads torch)."""
+    names = [*recipe.evaluate.decodings, *(recipe.evaluate.test_decodings if stage == "test" else ())]
+    samples: dict[str, int] = {}
+    for name in names:
+        first, plus, rest = name.partition("+")
+        choice, _, number = first.partition("-")
+        kind = f"{'greedy' if choice == 'greedy' else 'samples'}{plus}{rest}"
+        samples[kind] = max(samples.get(kind, 1), int(number or 1))
+    return {f"{format}.{kind}": n for format in recipe.evaluate.formats for kind, n in samples.items()}
+
+
+def _count_answers(run_dir: Path, recipe: Recipe, stage: str) -> int:
+    """The number of answers that a checkpoint gives in a stage."""
+    collected, sets = manifest.read_finished(run_dir / "collect"), recipe.questions
+    sizes = {} if collected is None else collected.counts["questions"]
+    split = "test" if stage == "test" else "validation"
+    names = dict.fromkeys([*sets.in_distribution, *sets.out_of_distribution, *sets.generic])
+    questions = sum(sizes.get(f"{name}.{split}", 0) for name in names)
+    return questions * sum(generated_answers(recipe, stage).values())
+
+
+def _answer_paths(folder: Path, recipe: Recipe, stage: str) -> list[Path]:
+    """The files with the answers of a checkpoint that is being evaluated, and of its shards."""
+    paths = []
+    for name in generated_answers(recipe, stage):
+        whole = folder / f"{name}.jsonl"
+        paths += [whole] if whole.exists() else []
+        paths += (folder / "shards").glob(f"{glob.escape(name)}.[0-9]*-of-[0-9]*.jsonl")
+    return paths
 
 
 def _count_checkpoints(run_dir: Path, recipe: Recipe, stage: str) -> int:
@@ -206,5 +250,7 @@ def describe_progress(counts: Mapping[str, Any]) -> str:
         newest = f"last checkpoint: step {saved[-1]}" if saved else "no checkpoint yet"
         return f"step {counts['step']} of {counts['steps']}{loss}; {newest}"
     if "evaluated" in counts:
-        return f"{len(counts['evaluated'])} of {counts['checkpoints']} checkpoints evaluated"
+        answers = f"; {counts['answers']} of {counts['answers_in_all']} answers" if counts["answers_in_all"] else ""
+        share = f" ({counts['answers'] / counts['answers_in_all']:.0%})" if answers else ""
+        return f"{len(counts['evaluated'])} of {counts['checkpoints']} checkpoints evaluated{answers}{share}"
     return ""

@@ -14,10 +14,10 @@ import pytest
 import tiny
 from crashing import Crash, crash
 from expect import user_error
-from potstill import evaluation, runner, shared_work, stages
+from potstill import evaluation, run_status, runner, shared_work, stages
 from potstill.cli.stage_commands import SHARDED
 from potstill.errors import UserError
-from potstill.evaluation import answers
+from potstill.evaluation import answers, decoding
 from potstill.stages import align
 from potstill.stages import filter as filter_stage
 from potstill.storage import atomic, run_folder
@@ -95,6 +95,37 @@ def test_what_one_process_began_shards_continue(world: Path, whole: Path, tmp_pa
     for number in (1, 2):
         runner.run_shard(recipe, Shard(number, 2), "evaluate", run_dir=run_dir)
     assert of_stage(run_dir, "evaluate") == of_stage(whole, "evaluate")
+
+
+@pytest.mark.parametrize("stage, split", [("evaluate", "validation"), ("test", "test")])
+def test_the_status_counts_the_answers_of_shards(
+    world: Path, whole: Path, tmp_path: Path, stage: str, split: str
+) -> None:
+    """Also while a checkpoint is evaluated; nothing is counted twice when another number of shards continues."""
+    run_dir, recipe = before(whole, stage, tmp_path / "run"), tiny.recipe(world, *CHANGES)
+    specs = decoding.list_sampling_specs(recipe.evaluate.decodings)
+    expected = {f"{form}.{spec.name}": spec.samples for form in recipe.evaluate.formats for spec in specs}
+    assert run_status.generated_answers(recipe, stage) == expected
+
+    def count() -> tuple[int, int]:
+        counts = run_status.count_so_far(run_dir, recipe, stage)
+        return counts["answers"], counts["answers_in_all"]
+
+    whole_files = [path for path in whole.glob(f"{stage}/[0-9]*/*.jsonl") if path.stem in expected]
+    total = sum(path.read_bytes().count(b"\n") for path in whole_files)
+    assert count() == (0, total)
+    found = [0]
+    for shard in (Shard(2, 3), Shard(1, 2)):
+        runner.run_shard(recipe, shard, stage, run_dir=run_dir)
+        lines = sum(path.read_bytes().count(b"\n") for path in run_dir.glob(f"{stage}/[0-9]*/shards/*.jsonl"))
+        found.append(lines)
+        assert count() == (lines, total)
+    assert 0 < found[1] < found[2] < total
+    text = run_status.describe_progress(run_status.count_so_far(run_dir, recipe, stage))
+    assert f"{found[2]} of {total} answers" in text
+    runner.run(recipe, run_dir, until=stage)
+    (run_dir / stage / "manifest.json").unlink()
+    assert count() == (total, total)
 
 
 def test_refused_shards(world: Path, whole: Path, tmp_path: Path) -> None:

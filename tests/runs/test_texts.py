@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import tiny
-from potstill import models
+from potstill import models, runner
 from potstill.errors import UserError
 from potstill.evaluation import intervals, texts
 from potstill.inference import likelihood
 from potstill.models import Shape
 from potstill.preflight import find_problems
+from potstill.storage.segments import Shard
 from tools.toy_models.tokenizer_training import train_bpe
 
 TEXTS = ["Tom has 3 pens.", "Naïve cafés cost 12 €!\nTwo lines.", "x"]
@@ -68,6 +69,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changes(data: Path, *, limit: int = 4) -> tuple[str, ...]:
     sets = f"more: {{file: sets/more.jsonl, field: question, limit: {limit}}}"
     return (CAUSAL, f"evaluate.texts={{prose: prose.md, {sets}}}")
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_share_the_texts(world, tmp_path, monkeypatch, shards):
+    whole = tiny.make(world, tmp_path / "whole", *changes(world), until="test")
+    run_dir, recipe = tiny.before(whole, tmp_path / "run", "test"), tiny.recipe(world, *changes(world))
+    measured = []
+    measure_texts = likelihood.measure_texts
+    monkeypatch.setattr(
+        likelihood, "measure_texts", lambda student, rows: measured.extend(rows) or measure_texts(student, rows)
+    )
+    shared = [range(shards), [0]][shards > 2]  # of three shards, two never begin
+    for number in shared:
+        before = len(measured)
+        runner.run_shard(recipe, Shard(number + 1, shards), "test", run_dir=run_dir)
+        assert len(measured) - before in (2 * (7 // shards), 2 * (7 // shards + 1)), "of two checkpoints"
+        assert number + 1 == shards or not list(run_dir.glob("test/*/texts.json"))
+    runner.run(recipe, run_dir, until="test")
+    assert len(measured) == 2 * 7, "each text once for each checkpoint"
+    ours, theirs = tiny.contents(run_dir), tiny.contents(whole)
+    assert {name: ours[name] for name in theirs if name.startswith("test/")} == {
+        name: theirs[name] for name in theirs if name.startswith("test/")
+    }
+    assert not list(run_dir.glob("test/**/shards"))
 
 
 def test_a_run_measures_its_base_and_its_chosen_checkpoint(world, tmp_path, capsys):

@@ -66,7 +66,8 @@ FILES: Final = {
     "scores/NAME/scorer.json": "The server's capabilities, and the method of scoring. A resumed run compares them.",
     "ANSWERS/FORMAT.DECODING.jsonl": "One graded answer for each question, with one decoding.",
     "ANSWERS/FORMAT.samples.jsonl": "Every sample of each question, if a decoding draws several.",
-    "ANSWERS/shards/": "The answers of each shard, with their positions in the file into which they are merged.",
+    "ANSWERS/shards/": "The answers of each shard, with their positions in the file into which they are merged; and"
+    " the bits and bytes of the texts that it has read (`texts...`).",
     "ANSWERS/scores.json": "The counts and accuracies with intervals, for each set, format and decoding.",
     "ANSWERS/labels.json": "For sets with labels: the confusion matrix and the majority label, by set, format and decoding.",
     "ANSWERS/tries.json": "Accuracy against the number of samples k: by vote, by likelihood, and pass@k.",

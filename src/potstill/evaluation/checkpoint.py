@@ -115,13 +115,15 @@ def evaluate_checkpoint(
     identity, finished = begin_checkpoint(run_dir, recipe, folder, checkpoint, split)
     if finished is None:
         paths, questions = _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split)
-        storage.remove(checkpoint_dir / answers.SHARDS_FOLDER)
         # Before the scores: `potstill track` reads the time of all scores.
         run_folder.append_log(run_dir, "evaluated", stage=folder.name, step=checkpoint.json_value)
         paths += _write_scores(recipe, checkpoint_dir, checkpoint, split)
         paths += label_tables.write_tables(run_dir, recipe, folder, checkpoint, split)
         if split == "test" and recipe.evaluate.texts:
-            paths.append(_write_text_scores(run_dir, recipe, checkpoint_dir, checkpoint))
+            paths.append(checkpoint_dir / texts.TEXTS_FILE)
+            scores = texts.measure(*_text_arguments(run_dir, recipe, checkpoint_dir, checkpoint))
+            storage.write_json(paths[-1], [to_json(score) for score in scores])
+        storage.remove(checkpoint_dir / answers.SHARDS_FOLDER)
         thoughts = _count_cut_thoughts(run_dir, recipe, folder, checkpoint, split)
         finished = manifest.finish_stage(checkpoint_dir, identity, paths, {"questions": questions, **thoughts})
     else:
@@ -157,6 +159,8 @@ def answer_shard(
         checkpoint_dir = folder / checkpoint.name
         if not (checkpoint_dir / manifest.MANIFEST_FILE).exists():
             _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split, shard, number * files)
+            if split == "test" and recipe.evaluate.texts:
+                texts.measure_shard(*_text_arguments(run_dir, recipe, checkpoint_dir, checkpoint), shard=shard)
 
 
 def launcher_conflict(recipe: Recipe) -> str:
@@ -306,14 +310,14 @@ def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, 
     return [checkpoint_dir / name for name in tables]
 
 
-def _write_text_scores(run_dir: Path, recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint) -> Path:
+def _text_arguments(run_dir: Path, recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint) -> Any:
+    """The arguments of `texts.measure`."""
     from potstill import models
 
-    student = open_checkpoint(run_dir, recipe, checkpoint).to(models.default_device())
-    scores = texts.measure(student, texts.read_texts(recipe), checkpoint)
-    path = checkpoint_dir / texts.TEXTS_FILE
-    storage.write_json(path, [to_json(score) for score in scores])
-    return path
+    def open_student() -> Student:
+        return open_checkpoint(run_dir, recipe, checkpoint).to(models.default_device())
+
+    return open_student, texts.read_texts(recipe), checkpoint, checkpoint_dir / answers.SHARDS_FOLDER
 
 
 def read_text_scores(folder: Path, checkpoint: Checkpoint) -> list[TextScore]:

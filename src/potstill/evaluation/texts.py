@@ -5,8 +5,8 @@
         prose: docs/*.md                                       # .txt and .md: one text per paragraph
         gsm8k: {file: gsm8k/test.jsonl, field: question, limit: 200}
 
-In the stage `test`, the base and the chosen checkpoint read the same texts. Fewer bits per byte are better. Only the tokens
-of the text are predicted, without a prompt format.
+In the stage `test`, the base and the chosen checkpoint read the same texts; of N shards, each reads every N-th text. Fewer
+bits per byte are better. Only the tokens of the text are predicted, without a prompt format.
 
     >>> split_paragraphs("One\\ntwo.\\n\\n\\n  Three.\\n")
     ['One\\ntwo.', 'Three.']
@@ -15,7 +15,7 @@ of the text are predicted, without a prompt format.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,8 +24,10 @@ from potstill.errors import UserError
 from potstill.recipe import Recipe, TextsSection, find_paths
 from potstill.records import Checkpoint, TextScore
 from potstill.storage import dataset_files
+from potstill.storage.segments import Shard
 
 if TYPE_CHECKING:
+    from potstill.inference.likelihood import TextBits
     from potstill.models import Student
 
 TEXTS_FILE: Final = "texts.json"
@@ -93,16 +95,72 @@ def encoder_decoder_error() -> UserError:
     )
 
 
-def measure(student: Student, texts: Mapping[str, list[str]], checkpoint: Checkpoint) -> list[TextScore]:
-    """One score per name, with the bits and bytes of each text, in order. Raises UserError for an encoder-decoder."""
+def measure_shard(
+    open_student: Callable[[], Student],
+    texts: Mapping[str, list[str]],
+    checkpoint: Checkpoint,
+    folder: Path,
+    shard: Shard,
+) -> None:
+    """Measure the texts of one shard that nobody has measured, and store them in `folder`.
+
+    open_student  opens the student; it is called only if a text is missing
+    Raises UserError for an encoder-decoder.
+    """
+    stored = _read_stored(folder)
+    missing = [position for position in shard.of(range(_count(texts))) if position not in stored]
+    if missing:
+        path = folder / f"{Path(TEXTS_FILE).stem}.{shard.number:04}-of-{shard.count:04}.jsonl"
+        with storage.Appender(path, ordered=True) as appender:
+            for position, row in _measure(open_student(), texts, checkpoint, missing):
+                appender.append([{"position": position, "bits": row.bits, "bytes": row.bytes}])
+
+
+def measure(
+    open_student: Callable[[], Student], texts: Mapping[str, list[str]], checkpoint: Checkpoint, folder: Path
+) -> list[TextScore]:
+    """One score per name, with the bits and bytes of each text, in order. Measures what no shard has stored in `folder`.
+
+    open_student  opens the student; it is called only if a text is missing
+    Raises UserError for an encoder-decoder.
+    """
+    rows = _read_stored(folder)
+    if missing := [position for position in range(_count(texts)) if position not in rows]:
+        rows |= {
+            position: (row.bits, row.bytes) for position, row in _measure(open_student(), texts, checkpoint, missing)
+        }
+    scores, first = [], 0
+    for name, own in texts.items():
+        bits, sizes = zip(*(rows[position] for position in range(first, first + len(own))), strict=True)
+        scores.append(TextScore(checkpoint, name, bits, sizes))
+        first += len(own)
+    return scores
+
+
+def _count(texts: Mapping[str, list[str]]) -> int:
+    return sum(map(len, texts.values()))
+
+
+def _read_stored(folder: Path) -> dict[int, tuple[float, int]]:
+    """Position among all texts -> bits and bytes, for the texts that shards have measured."""
+    rows: dict[int, tuple[float, int]] = {}
+    for path in sorted(folder.glob(f"{Path(TEXTS_FILE).stem}.[0-9]*-of-[0-9]*.jsonl")):
+        with storage.as_format_errors(path):
+            rows |= {row["position"]: (row["bits"], row["bytes"]) for row in storage.read_complete_lines(path)}
+    return rows
+
+
+def _measure(
+    student: Student, texts: Mapping[str, list[str]], checkpoint: Checkpoint, positions: Sequence[int]
+) -> Iterator[tuple[int, TextBits]]:
+    """The positions with the bits and bytes of their texts. Each text is read alone, so its numbers depend on no other."""
     from potstill.inference import likelihood
 
     if student.family == "t5":
         raise encoder_decoder_error()
-    scores = []
-    with progress.bar(f"step {checkpoint.label}", sum(map(len, texts.values())), "texts") as advance:
-        for name, rows in texts.items():
-            measured = likelihood.measure_texts(student, rows, advance=lambda: advance(1, "bits per byte"))
-            bits, sizes = tuple(row.bits for row in measured), tuple(row.bytes for row in measured)
-            scores.append(TextScore(checkpoint, name, bits, sizes))
-    return scores
+    rows = [text for own in texts.values() for text in own]
+    with progress.bar(f"step {checkpoint.label}", len(positions), "texts") as advance:
+        for position in positions:
+            [row] = likelihood.measure_texts(student, [rows[position]])
+            yield position, row
+            advance(1, "bits per byte")
