@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import tiny
-from potstill import runner
+from potstill import inference, runner
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.inference import Decode, Request, ctranslate2
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import Head, Shape, Student, random_student
-from potstill.recipe import parse_recipe
+from potstill.recipe import Recipe, parse_recipe
 from potstill.records import END, Checkpoint
 from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
@@ -45,8 +45,12 @@ def make_requests(student: Student, samples: int = 1) -> list[Request]:
     return [Request((f"q{row}", index), prompt) for row, prompt in enumerate(prompts) for index in range(samples)]
 
 
-@pytest.mark.parametrize("shortest", [1, 3])
-def test_greedy_texts_are_those_of_the_reference(student: Student, shortest: int) -> None:
+@pytest.mark.parametrize("shortest, rows", [(1, 16), (3, 16), (1, 2), (1, 1)])
+def test_greedy_texts_are_those_of_the_reference(
+    student: Student, shortest: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any order and in batches of any size."""
+    monkeypatch.setattr(ctranslate2, "ROWS_PER_BATCH", rows)
     requests = [request for request in make_requests(student) if len(request.prompt) >= shortest]
     ours = ctranslate2.CTranslate2Engine(student).generate(requests, Decode(max_tokens=12, likelihood=True))
     theirs = TransformersEngine(student).generate(requests, Decode(max_tokens=12, likelihood=True))
@@ -99,6 +103,13 @@ def test_samples_follow_the_distribution_whatever_their_index(student: Student) 
     for part in (texts[:600], texts[600:]):
         counts = Counter(text.tokens[0] if text.ids else END for text in part)
         assert abs(counts[outcome] / 600 - share) < 4.5 * (share * (1 - share) / 600) ** 0.5
+
+
+def test_samples_depend_on_their_batch_so_its_size_has_a_version() -> None:
+    engines = {name: Recipe(name="t", evaluate={"engine": name}) for name in ("transformers", "ctranslate2-int8")}
+    inputs = {name: checkpoint.collect_grader_digests(recipe, "test") for name, recipe in engines.items()}
+    assert inputs["ctranslate2-int8"] == {"version of ctranslate2": str(inference.CTRANSLATE2_VERSION)}
+    assert inputs["transformers"] == {}
 
 
 def test_int8_writes_texts(student: Student) -> None:

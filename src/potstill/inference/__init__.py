@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from potstill.recipe import VllmSection
 
 VERSION: Final = 2  # version of `draw_uniform`, `batch_requests` and the engines' sampling; stored with sampled texts
+CTRANSLATE2_VERSION: Final = 2  # version of the batches of the engine ctranslate2, on which its samples depend
 
 
 @overload

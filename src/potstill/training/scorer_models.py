@@ -231,6 +231,8 @@ def versions(recipe: Recipe) -> dict[str, int]:
     section = recipe.train.on_policy
     assert section is not None, "the recipe has the section train.on_policy"
     found = {"alignment": alignment.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}
+    if section.engine == "ctranslate2":
+        found["ctranslate2"] = inference.CTRANSLATE2_VERSION
     if any(scorer.rewards for scorer in section.scorers.values()):
         found["answers"] = grading.VERSION
     sources = ((entry, _teacher_source(recipe, entry)) for entry in section.scorers.values())
