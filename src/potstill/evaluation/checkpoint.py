@@ -193,9 +193,7 @@ def max_tokens(recipe: Recipe, checkpoint: Checkpoint) -> int:
 def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
     """Name -> digest of the user's grading functions; and the versions of calculator marks and of the engine ctranslate2 if
     they are used."""
-    digests = custom_set.grader_digests(grader_tasks(recipe))
-    if recipe.evaluate.engine.startswith("ctranslate2"):
-        digests[f"{manifest.VERSION_PREFIX}ctranslate2"] = str(inference.CTRANSLATE2_VERSION)
+    digests = custom_set.grader_digests(grader_tasks(recipe)) | inference.engine_identity(recipe.evaluate.engine)
     if any(spec.calculator for spec in decoding.list_sampling_specs(list_decodings(recipe, split))):
         digests["calculator marks"] = str(calculator.MARKS_VERSION)
     return digests
@@ -380,8 +378,7 @@ def open_checkpoint_engine(
         yield engine
         return
     key = {**_weight_digests(run_dir, recipe, checkpoint), "engine": evaluate.engine}
-    if evaluate.engine.startswith("ctranslate2"):
-        key["version"] = str(inference.CTRANSLATE2_VERSION)
+    key |= inference.engine_identity(evaluate.engine)
     if evaluate.engine == "vllm":
         key["dtype"] = evaluate.vllm.dtype or "float32"
     elif evaluate.dtype != "float32":

@@ -55,6 +55,11 @@ VERSION: Final = 2  # version of `draw_uniform`, `batch_requests` and the engine
 CTRANSLATE2_VERSION: Final = 2  # version of the batches of the engine ctranslate2, on which its samples depend
 
 
+def engine_identity(kind: EngineKind) -> dict[str, str]:
+    """Name in manifests -> version, for an engine with a version of its own; empty for the others."""
+    return {"version of ctranslate2": str(CTRANSLATE2_VERSION)} if kind.startswith("ctranslate2") else {}
+
+
 @overload
 def open_engine(
     source: Student | Path | str,
