@@ -342,21 +342,18 @@ def train(family: str, *, recompute: bool = False, chains: int = 1) -> Callable[
     return prepare
 
 
-def generate(family: str, **options: Any) -> Callable[[int], Work]:
-    """Generated tokens: the model never ends its text, and its settings look at every token."""
+def generate(family: str, temperature: float = 0.0, **options: Any) -> Callable[[int], Work]:
+    """Generated tokens."""
 
     def prepare(tokens: int) -> Work:
-        import torch
-
         from potstill import inference
         from potstill.inference.transformers import TransformersEngine
 
         model = student(family, tokens + 256)
-        with torch.no_grad():
-            model.head.weight[model.tokenizer.eos] = 0.0
         engine = TransformersEngine(model)
+        engine.end_tokens = (-1,)  # no text ends before its limit
         request = inference.Request(("q", 0), tuple(model.encode(PROMPT)))
-        decode = inference.Decode(max_tokens=tokens, temperature=1.0, seed=1, **options)
+        decode = inference.Decode(max_tokens=tokens, temperature=temperature, seed=1, **options)
         return lambda: engine.generate([request], decode)
 
     return prepare
@@ -418,7 +415,7 @@ def _shapes() -> Mapping[str, Any]:
 
 SHAPES: Final = _shapes()
 PARTS: Final[dict[str, Callable[[int], Work]]] = {
-    "sample: local teacher, 5 log-probabilities": generate("causal", top_logprobs=5, stop_at_answer="line"),
+    "sample: local teacher, 5 log-probabilities": generate("causal", 1.0, top_logprobs=5, stop_at_answer="line"),
     "sample: score a chain": score("causal"),
     "sample: read a server's response": server_response,
     "sample: store": store_chains,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,43 @@ def test_reasoning_fields(field: str) -> None:
 def test_think_tags(text: str) -> None:
     assert thought("both", content=text).text == "2 + 2\n4."
     assert thought("answer", content=text).text == "4."
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "answer", "kept"),
+    [
+        (
+            "2 + 2 = 4. The answer is 4. Wait, is it 5? No. The answer is 4.",
+            "The answer is 4",
+            "2 + 2 = 4. The answer is 4.",
+        ),
+        (
+            "The answer is 5. Wait. The answer is $4.00. Yes.",
+            "So the answer is 4.",
+            "The answer is 5. Wait. The answer is $4.00.",
+        ),
+        ("So the answer is (B).\nLet me check.", "The answer is (B).", "So the answer is (B)."),
+        ("The answer is 5. Yes.", "The answer is 4", "The answer is 5. Yes."),  # it never gives the final answer
+        ("The answer is 4. Yes.", "4", "The answer is 4. Yes."),  # the answer has no answer sentence
+        ("2 + 2 = 4", "The answer is 4", "2 + 2 = 4"),
+    ],
+)
+def test_a_shortened_thought_ends_where_it_first_gives_the_final_answer(thoughts: str, answer: str, kept: str) -> None:
+    assert thought("shortened", content=answer, reasoning=thoughts).text == f"{kept}\n{answer}"
+    assert thought("shortened", content=f"<think>{thoughts}</think>{answer}").text == f"{kept}\n{answer}"
+
+
+def test_a_shortened_thought_keeps_whole_tokens_their_candidates_and_the_end() -> None:
+    tokens = ["<think>", "The answer is", " 4", ".\n\n", "Wait", ".", "</think>", "The answer is", " 4", "<end>"]
+    listing = Logprobs(
+        tokens=tokens, token_logprobs=[-0.5] * 10, top_logprobs=[{token: -0.5, "x": -2.0} for token in tokens]
+    )
+    choice = Choice(text="".join(tokens[:-1]), logprobs=listing, finish_reason="stop")
+    chain = read_chain(choice, "q", 0, replace(READER, reasoning="shortened"))
+    assert chain.tokens == (b"The answer is", b" 4", b".\n\n", b"The answer is", b" 4")
+    assert chain.text == "The answer is 4.\n\n\nThe answer is 4" and len(chain.candidates) == 6
+    assert chain.candidates[-1][0] == (END, -0.5) and chain.stop == "end"
+    assert all(chain.content[start:end] == token for token, (start, end) in zip(chain.tokens, chain.spans, strict=True))
 
 
 def test_a_thought_that_never_ended_has_no_answer() -> None:

@@ -70,11 +70,11 @@ def test_a_template_that_is_asked_for_and_not_there_is_the_users_to_correct(tmp_
 
 
 def test_a_chat_teachers_answer_is_looked_for_behind_its_thought() -> None:
-    def chain(text: str, chat: bool = True) -> str:
+    def chain(text: str, chat: bool = True, reasoning: str = "both") -> str:
         tokens = [part.encode() for part in re.findall(r"\S+|\s+", text)]
         steps = [[(token, -0.1), (b"x", -3.0)] for token in tokens]
         generated = inference.Generation(("q", 0), (), tuple(tokens), text.encode(), tuple(map(tuple, steps)), "end")
-        made = local_model.build_chain(generated, "t", chat)
+        made = local_model.build_chain(generated, "t", chat, reasoning)
         assert len(made.tokens) <= len(made.candidates) <= len(made.tokens) + 1
         assert all(dict(step)[token] == -0.1 for token, step in zip(made.tokens, made.candidates, strict=False))
         return made.text
@@ -85,6 +85,10 @@ def test_a_chat_teachers_answer_is_looked_for_behind_its_thought() -> None:
     assert chain("so 4 </think> \n The answer is 5") == "so 4\nThe answer is 5", "the template had opened the thought"
     assert chain(thought, chat=False).endswith("the answer is 4 "), "a plain model has no thoughts: as before"
     assert chain("<think> the answer is 4 \n and") == "the answer is 4 \n and", "cut off in its thought: nothing is cut"
+    assert chain(thought, reasoning="answer") == "2 + 3 = 5 \n The answer is 5 "
+    assert chain(thought, reasoning="reasoning") == "Perhaps the answer is 4 \n no"
+    again = "<think> 2 + 3 = 5 . The answer is 5 . Wait . The answer is 5 </think> \n The answer is 5 \n More"
+    assert chain(again, reasoning="shortened") == "2 + 3 = 5 . The answer is 5 .\nThe answer is 5 "
 
 
 def test_the_plan_says_that_the_teacher_is_asked_in_its_template(world: Path, tmp_path: Path, tuned: Path) -> None:

@@ -460,7 +460,7 @@ def test_a_key_that_the_kind_does_not_read_is_refused(kind: str) -> None:
     """A default is no fault: a run folder's recipe names every key."""
     values = {"score": {"model": "m"}, "vllm": {"gpus": 2}, "server": {"timeout": 5.0}, "budget": {"tokens": 5},
               "chat_template_kwargs": {"a": 1}, "chat": True, "trust_remote_code": True, "unsolved": "skip",
-              "prompt_style": "student", "seed": 7}  # fmt: skip
+              "prompt_style": "student", "seed": 7, "reasoning": "answer"}  # fmt: skip
     section = {"kind": kind, **dict.fromkeys(KINDS[kind].required, "m")}
     for name, field in TeacherSection.model_fields.items():
         if name in ("kind", "name"):

@@ -66,6 +66,13 @@ def _looks_like_key(value: str) -> bool:
     return any(len(part) >= 16 and any(letter.isdigit() for letter in part) for part in value.split("_"))
 
 
+LearntPart = Literal["both", "reasoning", "answer", "shortened"]
+LEARNT_PART: Final = (
+    "Part of a reasoning model's output that the student learns: the thought and the answer (both), one of them, or both "
+    "with the thought cut where it first gives the final answer (shortened)."
+)
+
+
 class ServerSection(Section):
     """An OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer`, `extra` and `api` change the chains; the
     other keys may change during a run."""
@@ -79,9 +86,7 @@ class ServerSection(Section):
     key: str | None = Field(default=None, description="Name of the environment variable that contains the API key.")
     system: str | None = Field(default=None, description="System message, for api: chat.")
     stop: list[str] = Field(default=[], description="Strings at which the server stops an answer.")
-    reasoning: Literal["both", "reasoning", "answer"] = Field(
-        default="both", description="Part of a reasoning model's output that the student learns."
-    )
+    reasoning: LearntPart = Field(default="both", description=LEARNT_PART)
     tokenizer: str | None = Field(
         default=None, description="Folder of the model's tokenizer, which makes the tokens of vLLM exact."
     )
@@ -193,7 +198,7 @@ _GENERATION: Final = (
     "top_logprobs",
 )
 _CHAT: Final = ("chat", "chat_template_kwargs", "system_prompt")
-_IN_PROCESS: Final = (*_GENERATION, *_CHAT, "revision", "batch_tokens", "trust_remote_code")
+_IN_PROCESS: Final = (*_GENERATION, *_CHAT, "reasoning", "revision", "batch_tokens", "trust_remote_code")
 
 KINDS: Final[dict[str, Kind]] = {
     "local": Kind("a model, run by transformers", "local_model:LocalModel", _IN_PROCESS, ("model",)),
@@ -272,6 +277,11 @@ class TeacherSection(Section):
         default=None,
         description="System message of every prompt, for local, vllm and score; an empty text replaces the template's "
         "default message.",
+    )
+    reasoning: LearntPart = Field(
+        default="both",
+        description=LEARNT_PART.removesuffix(".")
+        + ", for local and vllm with a chat template. A server follows `server.reasoning` instead.",
     )
     samples: Positive = Field(default=1, description="Number of chains per question.")
     unsolved: Literal["stop", "skip", "answer"] = Field(

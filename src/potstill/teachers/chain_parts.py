@@ -8,6 +8,14 @@ A reasoning model writes its thought between tags or into a separate field:
     >>> select_parts(chain, split_tags(text), "both")[0].text
     '1 + 1 = 2\\nThe answer is 2'
 
+A thought may give its answer and then check it again and again. A shortened thought ends where it first gives the
+answer that follows the thought (the "first correct solution" of Chen et al. 2024, arXiv 2412.21187):
+
+    >>> text = "<think>1 + 1 = 2. So the answer is 2. Wait, is it? Yes.</think>\\nThe answer is 2"
+    >>> chain = Chain.from_text("q", 0, text, source="teacher")
+    >>> select_parts(chain, split_tags(text), "shortened")[0].text
+    '1 + 1 = 2. So the answer is 2.\\nThe answer is 2'
+
 A chain ends after its answer sentence, as in Fu et al. 2023:
 
     >>> chain = Chain.from_tokens(
@@ -29,11 +37,11 @@ All earlier positions keep their candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from potstill import prompts
+from potstill import grading, prompts
 from potstill.alignment.rewrite import merge_candidates
 from potstill.records import END, Candidate, Chain, End
 from potstill.thoughts import TextPart, TextParts, strip_part
@@ -48,13 +56,13 @@ def join_fields(thought: str, answer: str) -> tuple[str, TextParts]:
 
 
 def is_learnt(part: TextPart, learnt: str) -> bool:
-    return learnt == "both" or part.is_answer == (learnt == "answer")
+    return learnt in ("both", "shortened") or part.is_answer == (learnt == "answer")
 
 
 def select_parts(chain: Chain, parts: TextParts, learnt: str) -> tuple[Chain, int]:
     """The chain of the learnt parts, joined by newlines; and the byte at which its answer begins.
 
-    learnt  "both", "reasoning" or "answer"
+    learnt  "both", "reasoning", "answer" or "shortened"
     Without an answer, the second value is the length of the chain in bytes. Tokens outside the parts are dropped. The
     last position (the end) is kept only if the last part ends at the end of the text.
     """
@@ -63,7 +71,44 @@ def select_parts(chain: Chain, parts: TextParts, learnt: str) -> tuple[Chain, in
     selected, answer_start = join_parts(chain, slices)
     if len(chain.candidates) > len(chain.tokens) and chosen and chosen[-1].end == len(chain.content):
         selected = replace(selected, candidates=(*selected.candidates, chain.candidates[-1]))
-    return selected, answer_start
+    return shorten_thought(selected, answer_start) if learnt == "shortened" else (selected, answer_start)
+
+
+def shorten_thought(chain: Chain, answer_start: int) -> tuple[Chain, int]:
+    """A chain of a thought and an answer without the part of the thought after its first sentence that gives the same
+    answer as the last such sentence of the answer; and the byte at which the answer begins.
+
+    Unchanged if the answer has no such sentence, or the thought never gives this answer. Answers are compared by the
+    grader, so 18 is the same as $18.00.
+    """
+    thought, answer = (
+        part.decode("utf-8", "replace") for part in (chain.content[:answer_start], chain.content[answer_start:])
+    )
+    final = [stated for _, stated in _stated_answers(answer)][-1:]
+    ends = (end for end, stated in _stated_answers(thought) if final and _is_same_answer(stated, final[0]))
+    end = next(ends, None)
+    if end is None:
+        return chain, answer_start
+    cut = len(thought[:end].encode("utf-8", "replace"))
+    # A token that begins before the cut stays whole.
+    cut = next((stop for start, stop in chain.spans if start < cut < stop <= answer_start), cut)
+    pieces = TextPart(0, cut, False), TextPart(answer_start, len(chain.content), True)
+    shortened, start = join_parts(chain, [(_slice(chain, piece), piece) for piece in pieces])
+    if len(chain.candidates) > len(chain.tokens):
+        shortened = replace(shortened, candidates=(*shortened.candidates, chain.candidates[-1]))
+    return shortened, start
+
+
+def _stated_answers(text: str) -> Iterator[tuple[int, str]]:
+    """The end of each complete sentence with "answer is", and the answer that it gives."""
+    for match in prompts.ANSWER_SENTENCE.finditer(f"{text}\n"):
+        yield match.end(), match[0][len("answer is") :].strip(" \t:*$.!?\"')]")
+
+
+def _is_same_answer(stated: str, final: str) -> bool:
+    if not stated or not final:
+        return False
+    return stated == final or grading.grade(f"The answer is {stated}", final).grade == "right"
 
 
 def _slice(chain: Chain, part: TextPart) -> Chain:

@@ -112,6 +112,7 @@ class LocalModel(Scorer):
             batch_tokens=teacher.batch_tokens,
             state=state or SamplingState(),
             chat=chat,
+            reasoning=teacher.reasoning,
         )
 
     def score(
@@ -188,6 +189,7 @@ def sample(
     batch_tokens: int,
     state: SamplingState,
     chat: bool = False,
+    reasoning: str = "both",
 ) -> Iterator[list[Chain]]:
     """`samples` chains of every question, batch by batch.
 
@@ -199,6 +201,7 @@ def sample(
     chat          whether the model uses its chat template. Then generation stops only at the end of the turn, because a
                   thought may contain "the answer is", and the chain is truncated after the answer that follows the
                   thought
+    reasoning     part of the output that is learnt: both, reasoning, answer or shortened
 
     Raises UserError if a prompt is too long for the model. The longest prompts come first, so it is raised at once.
     """
@@ -211,7 +214,7 @@ def sample(
     for indices in state.shard.of(batch_requests(requests, batch_tokens, max_tokens=decode.max_tokens)):
         batch = [requests[index] for index in indices]
         if not all((request.key[0], source, request.key[1]) in state.stored for request in batch):
-            yield [build_chain(generation, source, chat) for generation in engine.generate(batch, decode)]
+            yield [build_chain(generation, source, chat, reasoning) for generation in engine.generate(batch, decode)]
 
 
 def score_chains(
@@ -240,12 +243,15 @@ def _with_scores(chain: Chain, scored: ScoredText) -> Chain:
     return replace(chain, tokens=scored.tokens, spans=scored.spans, candidates=tuple(candidates), semantics="raw")
 
 
-def build_chain(generation: Generation, source: str, chat: bool = False) -> Chain:
+def build_chain(generation: Generation, source: str, chat: bool = False, reasoning: str = "both") -> Chain:
     """The chain of a generated text, truncated after its answer sentence.
 
-    For a chat model, tags around thoughts are removed, and the answer sentence is searched after the last thought.
+    For a chat model, tags around thoughts are removed, the parts that are not learnt are dropped (`reasoning`), and the
+    answer sentence is searched after the last thought.
     """
     question, index = generation.key
     chain = Chain.from_tokens(question, index, generation.tokens, generation.candidates, generation.stop, source=source)
     parts = split_tags(chain.text) if chat and chain.text.encode() == chain.content else []
-    return truncate_at_answer(*chain_parts.select_parts(chain, parts, "both")) if parts else truncate_at_answer(chain)
+    return (
+        truncate_at_answer(*chain_parts.select_parts(chain, parts, reasoning)) if parts else truncate_at_answer(chain)
+    )

@@ -250,6 +250,7 @@ class Teacher(Protocol):
         keys = {*recipes.flatten_keys(self.recipe, "teacher.budget"), "teacher.none_right_limit", "teacher.chat"}
         keys |= {f"teacher.vllm.{name}" for name in recipes.VllmSection.FREE}  # teacher.chat: see LocalModel.inputs
         keys |= set() if self.recipe.teacher.unsolved != "stop" else {"teacher.unsolved"}
+        keys |= set() if self.recipe.teacher.reasoning != "both" else {"teacher.reasoning"}
         return keys | set(recipes.flatten_keys(self.recipe, "teacher.enough", "teacher.server"))
 
     # --- Checks and forecasts before a run

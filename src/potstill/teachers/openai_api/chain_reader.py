@@ -165,6 +165,8 @@ def _read_parts(
             defects.add(DEFECT_NO_ENTRIES)
             chains.append((Chain.from_text("", 0, part_text, source=""), part))
     chain, answer_start = chain_parts.join_parts(Chain.from_text("", 0, "", source=""), chains)
+    if learnt == "shortened":
+        chain, answer_start = chain_parts.shorten_thought(chain, answer_start)
     if end_entry is None or not chosen or chosen[-1][0] is not parts[-1]:
         return chain, answer_start, False
     if chain.tokens:
