@@ -65,8 +65,12 @@ def test_a_template_that_is_asked_for_and_not_there_is_the_users_to_correct(tmp_
     for model in (plain, t5):
         with pytest.raises(UserError, match=r"teacher\.chat(.|\n)*E-model-chat-template-"):
             next(teachers.from_recipe(asked(model, "teacher.chat=true")).sample(QUESTIONS))
+        with pytest.raises(UserError, match="E-model-chat-settings-unused"):
+            next(teachers.from_recipe(asked(model, "teacher.reasoning=answer")).sample(QUESTIONS))
     with pytest.raises(UserError, match="E-recipe-teacher-key"):
         parse_recipe("name: x", "x.yaml", ["teacher={kind: human, chat: true}"])
+    with pytest.raises(UserError, match="E-recipe-chat-settings"):
+        asked(plain, "teacher.reasoning=answer", "teacher.chat=false")
 
 
 def test_a_chat_teachers_answer_is_looked_for_behind_its_thought() -> None:

@@ -334,6 +334,8 @@ class TeacherSection(Section):
                 refuse(
                     "E-recipe-chat-settings", "chat_template_kwargs and system_prompt need the model's chat template"
                 )
+        if self.reasoning != "both" and self.chat is False and "reasoning" in KINDS[self.kind].reads:
+            refuse("E-recipe-chat-settings", "reasoning needs the model's chat template: remove chat: false")
         kind = KINDS[self.kind]
         reads = {"kind", "name", *kind.reads, *(SCORER_READS[self.score.kind] if self.score is not None else ())}
         for name, field in type(self).model_fields.items():

@@ -86,8 +86,20 @@ class LocalModel(Scorer):
 
         return models.ChatSettings.from_section(self.recipe.teacher, "teacher")
 
+    def _check_reasoning(self) -> None:
+        """Raise UserError if the recipe selects a part of the output, but the model has no thoughts for potstill."""
+        if self.recipe.teacher.reasoning != "both" and not self.uses_chat_template:
+            raise UserError(
+                "prompts are plain text, because no chat template is used, so no thought is recognised",
+                code="E-model-chat-settings-unused",
+                where="teacher.reasoning",
+                found=self.folder,
+                hint="remove teacher.reasoning, or use an instruction-tuned model",
+            )
+
     def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
         teacher, chat = self.recipe.teacher, self.uses_chat_template
+        self._check_reasoning()
         engine = inference.open_engine(
             self.folder,
             self.engine_kind,
@@ -144,8 +156,10 @@ class LocalModel(Scorer):
         if self.engine_kind == "vllm":
             yield lambda: check_installed("vllm", "teacher.kind", "set teacher.kind: local")
             yield lambda: check_decoder_only(self.folder, self.model_key)
-        if self.recipe.teacher.chat_template_kwargs or self.recipe.teacher.system_prompt is not None:
+        teacher = self.recipe.teacher
+        if teacher.chat_template_kwargs or teacher.system_prompt is not None:
             yield lambda: models.open_chat_template(self.folder, self.chat_settings, models.read_family(self.folder))
+        yield self._check_reasoning
         if self.engine_kind != "vllm" and weights:
             yield lambda: models.check_weights(self.folder, trust_remote_code=self.recipe.teacher.trust_remote_code)
 
