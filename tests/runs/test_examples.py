@@ -28,14 +28,14 @@ from potstill.cli.stage_commands import SHARDED
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-SCRIPTS = sorted([*EXAMPLES.rglob("*.sh"), *EXAMPLES.rglob("*.sbatch")])
+SCRIPTS = sorted([*EXAMPLES.rglob("*.sh"), *EXAMPLES.rglob("*.sbatch"), ROOT / "benchmarks" / "gpu.sh"])
 MANIFESTS = sorted((EXAMPLES / "kubernetes").glob("*.yaml"))
 PIPELINE = EXAMPLES / "skypilot" / "pipeline.yaml"
 WORKING = [name for name, entry in stages.TABLE.items() if not entry.section and name != "collect"]
 
 
 def names(path: Path) -> str:
-    return path.relative_to(EXAMPLES).as_posix()
+    return path.relative_to(ROOT).as_posix()
 
 
 def documents(path: Path) -> list[dict[str, Any]]:

@@ -82,6 +82,17 @@ def test_a_folder_appears_whole(tmp_path: Path, crash_at, moment: str, there: bo
     assert len(list(tmp_path.iterdir())) == there
 
 
+@pytest.mark.parametrize("moment, there", [("before", False), ("middle", False), ("after", True)])
+def test_a_complete_folder_gets_its_name_at_once(tmp_path: Path, crash_at, moment: str, there: bool) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "file").write_bytes(b"whole")
+    crash_at("folder", moment)
+    with pytest.raises(Crash):
+        storage.rename_folder(tmp_path / "copy", tmp_path / "run")
+    assert (tmp_path / "run").exists() == there != (tmp_path / "copy").exists()
+    assert (tmp_path / ("run" if there else "copy") / "file").read_bytes() == b"whole"
+
+
 @pytest.mark.parametrize("moment, there", [("before", True), ("middle", False), ("after", False)])
 def test_a_removed_folder_is_gone_from_its_name_at_once(tmp_path: Path, crash_at, moment: str, there: bool) -> None:
     storage.write_file(tmp_path / "model" / "weights", b"w")

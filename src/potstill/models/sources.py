@@ -100,7 +100,7 @@ def _not_downloaded_error(where: object) -> UserError:
 def find_model(recipe: Recipe, name: str, key: str, revision: str | None = None) -> ModelSource:
     """The model that a recipe names under `key`. Raises UserError as `locate_model` does."""
     try:
-        is_path = not (name.startswith(PACKAGE_PREFIX) or _is_stored(name))
+        is_path = not (name.startswith(PACKAGE_PREFIX) or object_store.is_url(name))
         path = None if not is_path else recipes.find_path(recipe, name, key)
     except UserError as error:
         if error.code == "E-recipe-missing-path" and _is_gguf(Path(name)):
@@ -129,7 +129,7 @@ def locate_model(name: str, *, key: str, revision: str | None = None, weights: b
     Raises UserError if there is no such model, if it cannot be downloaded or converted, or if `revision` is given for a
     model that is not on the hub.
     """
-    if _is_stored(name):
+    if object_store.is_url(name):
         return _locate_stored(name, key, revision, weights)
     path = Path(name)
     if _is_gguf(path) and not path.exists() and not name.startswith(PACKAGE_PREFIX):
@@ -150,11 +150,6 @@ def locate_model(name: str, *, key: str, revision: str | None = None, weights: b
         return ModelSource(convert_gguf(path, key=key))
     refuse_other_folders(path)
     return ModelSource(path)
-
-
-def _is_stored(name: str) -> bool:
-    """Whether a name is the URL of an object store. Other places of the web have no folders; they may have a GGUF file."""
-    return object_store.is_url(name) and (not recipes.HTTP.match(name) or _is_gguf(Path(name)))
 
 
 def _locate_stored(url: str, key: str, revision: str | None, weights: bool) -> ModelSource:

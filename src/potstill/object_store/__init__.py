@@ -1,6 +1,6 @@
 """Files and folders in object stores, named by URL (`s3://bucket/models/student`), through fsspec.
 
-    >>> is_url("s3://bucket/sets/mine.jsonl"), is_url("models/student"), is_url("owner/name")
+    >>> is_url("s3://bucket/sets/mine.jsonl"), is_url("models/student"), is_url("https://example.org/mine.jsonl")
     (True, False, False)
 
 Each scheme needs its library: s3fs for `s3://` (`pip install 'potstill[s3]'`), gcsfs for `gs://`, adlfs for `az://`. They

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from potstill.errors import UserError
 
-URL: Final = re.compile(r"[a-z][a-z0-9+.-]+://.+")
+URL: Final = re.compile(r"(?!https?://)[a-z][a-z0-9+.-]+://.+")  # places of the web have no folders
 URL_AS_PATH: Final = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # pathlib joins the two slashes
 SUMS_FILE: Final = "SHA256SUMS"
 UNFINISHED_FILE: Final = "SHA256SUMS.unfinished"  # instead of SHA256SUMS while an upload has not finished
@@ -68,7 +68,7 @@ class Listing:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a URL, and not a path or the name of a model."""
+    """Whether a text is the URL of an object store, and not a path, the name of a model, or an address of the web."""
     return URL.fullmatch(text) is not None
 
 

@@ -57,7 +57,6 @@ __all__ = [
 
 MODEL_KEYS: Final = (".model", ".tokenizer", ".scorer")  # ends of the keys that name a model
 WEIGHT_FILES: Final = ("*.safetensors", "*.bin", "*.pt", "*.gguf")  # files that no tokenizer needs
-HTTP: Final = re.compile("https?://")  # has no folders, and no models
 HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")  # of a model on the hub
 
 
@@ -97,7 +96,7 @@ def find_path(recipe: Recipe, path: str, key: str) -> Path:
     Raises UserError if it exists in neither folder, or in both. For a URL of an object store, returns a local copy, and
     raises UserError as `object_store.fetch` does.
     """
-    if object_store.is_url(path) and not (key.endswith(MODEL_KEYS) and HTTP.match(path)):
+    if object_store.is_url(path):
         return object_store.fetch(path, key, skip=WEIGHT_FILES if key.endswith(".tokenizer") else ()).path
     paths = [Path(path)]
     if not Path(path).is_absolute() and not path.startswith(".") and (data_dir := recipe_data_folder(recipe)):
