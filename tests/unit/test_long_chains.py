@@ -165,13 +165,13 @@ def test_dtw_with_few_stored_cells_is_the_same(teacher: list[str], student: list
 def test_dtw_stores_the_square_root_of_the_teachers_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_warping, "MAX_STORED_CELLS", 1 << 10)
     rows: list[int] = []
-    fill = time_warping._CostTable.fill
+    fill = time_warping.CostTable.fill
 
     def counted(self: Any, before: Any, start: int, end: int) -> Any:
         rows.append(end - start)
         return fill(self, before, start, end)
 
-    monkeypatch.setattr(time_warping._CostTable, "fill", counted)
+    monkeypatch.setattr(time_warping.CostTable, "fill", counted)
     dtw(["a", "bc"] * 200, ["a", "b", "c"] * 130)
     assert max(rows) == 20 and sum(rows) <= 800
 

@@ -19,9 +19,8 @@ from rapidfuzz.process import cdist
 from potstill.errors import UserError
 
 MAX_DTW_CELLS: Final = 4 * 10**9  # about 64,000 x 64,000 tokens, half a minute
-MAX_STORED_CELLS: Final = (
-    1 << 24
-)  # above it, the rows are computed twice, and only about two square roots of them are kept
+# Above so many cells, the rows are computed twice, and only about two square roots of them are kept.
+MAX_STORED_CELLS: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -89,9 +88,8 @@ def find_path(table: CostTable) -> DtwAlignment:
         first_rows.append(block[-1].copy())
     groups: list[list[int]] = [[] for _ in range(columns)]
     row, column, cost = rows, columns, float(first_rows.pop()[-1])
-    for start in reversed(
-        starts
-    ):  # the backtrace needs the cells of one block at a time; only the last one still exists
+    # The backtrace needs the cells of one block at a time. Only those of the last one still exist.
+    for start in reversed(starts):
         first_row = first_rows.pop()
         if row > start and start != starts[-1]:
             block = table.fill(first_row, start, row)
