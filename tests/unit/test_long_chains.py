@@ -5,8 +5,13 @@ Operations are counted, not timed. The results are those of the plain definition
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +24,7 @@ from potstill.calculator import equations
 from potstill.inference.sampling import AnswerDetector, CalculatorDecoding
 from potstill.records import END, Chain, Target
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "long_chains.py"
 PIECES = ["48/2 = 24", " 3 * 4 = 12", "3 * 4 = <<3*4=12>>12", "<<1+1=2>>2", " so", "×", "é", ".", " ", "\n", "= ", "5 "]
 WORDS = ["answer is", "Answer is not", "the answer", " 4", ".", " ", "\n", ":", "is", "Q:", "not ", "an", "swer is 5."]
 
@@ -190,3 +196,12 @@ def test_targets_are_packed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert len(target_store.pack_targets(targets())["starts"]) == 4
     assert events == ["made", "packed"] * 3
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_every_part(data: Path) -> None:
+    """`benchmarks/long_chains.py` at 64 tokens."""
+    command = [sys.executable, str(BENCHMARK), "--tokens", "64", "--seconds", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "POTSTILL_DATA": str(data)})
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(rows) > 25 and {row["status"] for row in rows} == {"ok"}, done.stdout + done.stderr
