@@ -293,7 +293,7 @@ def test_what_was_never_sent_is_not_charged() -> None:
 def test_a_dead_server_is_given_up_with_a_clear_message() -> None:
     watch = UsageMeter()
     with stub.running() as server:
-        question_list = questions(50)
+        question_list = questions(500)
         server_settings = settings(server.url, patience=0.2)
         reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
         stream = teacher.sample(

@@ -21,6 +21,7 @@ from potstill.errors import UserError
 from potstill.recipe.teacher import FilterSection
 from potstill.records import END, Chain
 from potstill.storage import atomic, parquet, run_folder
+from potstill.teachers.openai_api import scheduler
 
 ASKED = 4  # training questions of the tiny world
 SAMPLES = 40
@@ -75,6 +76,25 @@ def test_a_disk_that_refuses_while_chains_arrive(
     assert len(found) == len(set(found)) == ASKED * SAMPLES
     again = sum(body["n"] for body in server.seen[asked:] if body["max_tokens"] == 64)
     assert again == ASKED * SAMPLES - stored
+
+
+@pytest.mark.parametrize("unread", [0, 3])
+def test_a_server_that_is_faster_than_the_reader(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int
+) -> None:
+    """Only a few responses wait to be decoded, and every chain is stored once."""
+    waiting, read = list[int](), scheduler.Scheduler._settle
+
+    def watch(self: scheduler.Scheduler, *args: object) -> None:
+        waiting.append(self.unread)
+        read(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scheduler, "MAX_UNREAD", unread)
+    monkeypatch.setattr(scheduler.Scheduler, "_settle", watch)
+    with stub.running() as server:
+        run = tiny.make(world, tmp_path / "run", *changes(server.url), until="sample")
+    assert len(set(keys(run))) == len(keys(run)) == ASKED * SAMPLES
+    assert max(waiting) <= unread + 1 + 4, "those that were in flight when the limit was reached may follow"
 
 
 def test_a_clock_that_steps_back(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

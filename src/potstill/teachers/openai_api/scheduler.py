@@ -44,6 +44,7 @@ from potstill.teachers.openai_api.token_entries import DEFECT_ENTRIES_MISSING, R
 from potstill.teachers.protocol import PromptBuilder, SamplingState, UsageMeter
 
 BATCH_SIZE: Final = 64  # number of chains that are stored with one write
+MAX_UNREAD: Final = 64  # number of responses that may wait to be decoded; above it, no request is sent
 BATCH_DELAY: Final = 0.05  # seconds after which a smaller batch is returned
 SERVER_DEFECTS: Final = {  # defects of a server, which all of its texts have
     chain_reader.DEFECT_ABOVE_ONE,
@@ -161,6 +162,8 @@ class Scheduler:
         self.error: BaseException | None = None
         self.stopped = False
         self.waits_for_check = False  # whether a request waits for the check of the first chains
+        self.reading = asyncio.Lock()  # held while a response is decoded
+        self.unread = 0  # responses that wait for it
         self.wake = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
         self.started = time.monotonic()
@@ -197,7 +200,7 @@ class Scheduler:
     def _fill(self) -> None:
         """Start as many requests as there are free slots. Stop the scheduler if no request is left."""
         now = time.monotonic()
-        while not self.stopped:
+        while not self.stopped and self.unread <= MAX_UNREAD:
             if (limiter := self.replicas.find_free(now)) is None:
                 break
             request = self._next_request(now)
@@ -276,21 +279,32 @@ class Scheduler:
     async def _run_request(
         self, limiter: AimdLimiter, request: SampleRequest, reservation: Reservation, started: float
     ) -> None:
-        n = len(request.indices)
         try:
             reply = await self.client.post(limiter.url, build_request(self.settings, self.capabilities, request))
             limiter.release(started)
-            if reply.data is not None:  # send the next request before decoding this response
-                self._fill()
-                await asyncio.sleep(0)
-                reply = self.client.read(reply)
+            if reply.data is None:
+                self._settle(limiter, request, reservation, reply, started)
+                return
+            self.unread += 1
+            try:
+                self._fill()  # send the next request before decoding this response
+                async with self.reading:
+                    await asyncio.sleep(0)  # the event loop sends and receives between any two responses
+                    self._settle(limiter, request, reservation, self.client.read(reply), started)
+            finally:
+                self.unread -= 1
         except asyncio.CancelledError:  # the server may continue to generate, and bill the tokens
             self.usage.requests += 1
-            self.budget.settle(reservation, request.prompt, n, Reply("again", charged=True))
+            self.budget.settle(reservation, request.prompt, len(request.indices), Reply("again", charged=True))
             raise
+
+    def _settle(
+        self, limiter: AimdLimiter, request: SampleRequest, reservation: Reservation, reply: Reply, started: float
+    ) -> None:
+        """Charge a decoded reply, and handle its chains or its failure."""
         now = time.monotonic()
         self.usage.requests += 1
-        self.budget.settle(reservation, request.prompt, n, reply)
+        self.budget.settle(reservation, request.prompt, len(request.indices), reply)
         if reply.body is not None:
             self._handle_chains(limiter, request, reply.body, now)
         else:
