@@ -276,7 +276,8 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
             torn.write(b'{"question": "sums/')
         before = tiny.contents(run_dir)
         status.print_overview(run_dir)
-        key = "".join(capsys.readouterr().out.partition("--chain ")[2].partition(",")[0].split())
+        line = " ".join(capsys.readouterr().out.split())  # the path decides where the line is wrapped
+        key = "".join(line.partition("--chain ")[2].partition(",")[0].split())
         show.print_chain(run_dir, key)
         output = capsys.readouterr().out
         assert "gold: " in output and "The answer is" in output
