@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+import languages  # type: ignore[import-not-found]
 import oracle  # type: ignore[import-not-found]
 from potstill import tokenization
 from potstill.alignment.cross_tokenizer import transfer
@@ -41,6 +42,7 @@ POSITIONS = ("all", "digits", "line starts")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--languages", nargs="+", default=list(languages.LANGUAGES), choices=languages.LANGUAGES)
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="teacher:student, folders under tokenizers/")
     parser.add_argument("--shown", nargs="+", default=["1", "5", "20", "all"], help="outcomes that the teacher shows")
     parser.add_argument("--seed", type=int, default=1)
@@ -50,15 +52,17 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=6, help="of them")
     args = parser.parse_args()
     folder = Path(os.environ["POTSTILL_DATA"]) / "tokenizers"
-    language = oracle.make(args.seed, args.questions, args.texts)
-    for pair in args.pairs:
-        teacher, student = (tokenization.load_tokenizer(folder / name) for name in pair.split(":"))
-        truth = oracle.Oracle(language, teacher, student)
-        for shown in args.shown:
-            k = None if shown == "all" else int(shown)
-            rows = measured(truth, k, args.samples, args.measured, args.seed)
-            case = {"name": "fidelity", "pair": pair, "shown": shown, "seed": args.seed, "chains": args.samples}
-            print(json.dumps({**case, **summary(rows)}), flush=True)
+    for name in args.languages:
+        language = oracle.make(args.seed, args.questions, args.texts, name)
+        for pair in args.pairs:
+            teacher, student = (tokenization.load_tokenizer(folder / tokenizer) for tokenizer in pair.split(":"))
+            truth = oracle.Oracle(language, teacher, student)
+            for shown in args.shown:
+                k = None if shown == "all" else int(shown)
+                rows = measured(truth, k, args.samples, args.measured, args.seed)
+                case = {"name": "fidelity", "language": name, "pair": pair, "shown": shown}
+                case |= {"seed": args.seed, "chains": args.samples}
+                print(json.dumps({**case, **summary(rows)}), flush=True)
 
 
 def measured(

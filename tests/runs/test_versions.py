@@ -59,6 +59,7 @@ COUNTED_AS = {
     "process": "grading",  # what a worker process is asked, and for how long
     "thoughts": "teachers",
     "preflight": None,  # refuses what would stop a run later
+    "object_store": None,  # the digests of what it copies are in the identities
     "hub": None,  # the commit of what it downloads is in the identities
     "http_body": None,  # limits of time and size
     "records": None,  # values and their form in JSON: another form is another file format

@@ -1,4 +1,4 @@
-"""A finite language of arithmetic reasoning: how likely every next token is, under any tokenizer, by counting.
+"""Finite languages of arithmetic reasoning: how likely every next token is, under any tokenizer, by counting.
 
 Some questions, each with hundreds of weighted texts: other orders, wordings, line breaks, ways to write a number, and
 wrong results. A teacher's distribution behind some tokens is the share of the texts that go on with each token; so is
@@ -21,41 +21,9 @@ from functools import cached_property
 
 import numpy as np
 
+from languages import LANGUAGES
 from potstill.records import END, Candidate, Chain
 from potstill.tokenization import Tokenizer
-
-NAMES = (
-    "Weng",
-    "Natalia",
-    "Tom",
-    "Jen",
-    "Omar",
-    "Lucy",
-    "Bob",
-    "Alice",
-    "Kim",
-    "Raj",
-    "Maria",
-    "Ken",
-    "Zoë",
-    "Ivan",
-    "Sofia",
-    "Paul",
-)
-THINGS = (
-    "apples",
-    "pencils",
-    "marbles",
-    "tickets",
-    "cookies",
-    "stickers",
-    "books",
-    "eggs",
-    "cards",
-    "flowers",
-    "bottles",
-    "coins",
-)
 
 
 @dataclass(frozen=True)
@@ -66,9 +34,9 @@ class AnswerTexts:
     weights: tuple[float, ...]
 
 
-def make(seed: int = 0, questions: int = 8, texts: int = 3000) -> list[AnswerTexts]:
-    """The language: a pure function of its arguments."""
-    return [_answer_texts(random.Random(f"{seed} {question}"), texts) for question in range(questions)]
+def make(seed: int = 0, questions: int = 8, texts: int = 3000, language: str = "sums") -> list[AnswerTexts]:
+    """The texts of some questions of a language: a pure function of its arguments."""
+    return [_answer_texts(random.Random(f"{seed} {question}"), texts, language) for question in range(questions)]
 
 
 def sampled(answers: AnswerTexts, n: int, seed: object) -> list[int]:
@@ -76,10 +44,8 @@ def sampled(answers: AnswerTexts, n: int, seed: object) -> list[int]:
     return random.Random(f"draw {seed}").choices(range(len(answers.texts)), answers.weights, k=n)
 
 
-def _answer_texts(draw: random.Random, count: int) -> AnswerTexts:
-    name, thing, helper = draw.choice(NAMES), draw.choice(THINGS), draw.choice(NAMES)
-    a, b, times = draw.randint(3, 70), draw.randint(3, 150), draw.choice([2, 3, 4, 5, 6, 7, 8, 12, 25, 60])
-    price = draw.choice([0.5, 1.5, 2, 2.5, 3, 4, 5, 12, 12.5, 15, 125])
+def _answer_texts(draw: random.Random, count: int, language: str) -> AnswerTexts:
+    write = LANGUAGES[language](draw)
     tastes: dict[tuple[str, ...], list[float]] = {}
     probability = [1.0]
 
@@ -93,57 +59,15 @@ def _answer_texts(draw: random.Random, count: int) -> AnswerTexts:
         probability[0] *= taste[choice]
         return options[choice]
 
-    def result(value: float) -> float:
-        """Now and then wrong, in the ways that models are."""
-        if pick("right", "right ", "wrong") != "wrong":
-            return value
-        return value + int(pick("1", "-1", "10", "-10", "100", "2", "-3", "9", "20", "-5", "3", "50"))
-
     found: dict[str, float] = {}
     for _ in range(200 * count):
         probability[0] = 1.0
-        text = _text(pick, result, name, helper, thing, a, b, times, price)
+        text = write(pick)
         found[text] = probability[0]
         if len(found) == count:
             break
     total = math.fsum(found.values())
     return AnswerTexts(tuple(found), tuple(value / total for value in found.values()))
-
-
-def _text(pick, result, name: str, helper: str, thing: str, a: int, b: int, times: int, price: float) -> str:
-    def number(value: float) -> str:
-        if value != int(value):
-            return f"{value:.2f}" if pick("cents", "short") == "cents" else f"{value:g}"
-        whole = int(value)
-        return f"{whole:,}" if whole > 999 and pick("comma", "plain") == "comma" else str(whole)
-
-    # Which numbers of the problem are taken, and in which order, is what solutions differ in most.
-    pairs = {"ab": (a, b), "ba": (b, a), "at": (a, times), "ta": (times, a), "bt": (b, times), "aa": (a, a + times)}
-    left, right = pairs[pick(*pairs)]
-    opening = pick(
-        "", f"{name} has {left} {thing}.", f"First, {name} had {left} {thing}.", f"{helper} gives {right} more."
-    )
-    first = result(left + right)
-    unit = pick(f" {thing}", "", " in all")
-    verb = pick("has", "gets", "will have")
-    start = pick("So there are", f"Now {name} {verb}", f"{name} {verb}", "In total:")
-    added = f"{start} {left} + {right} = {number(first)}{unit}."
-    star = pick("*", "x", "times")
-    if pick("sell", "weeks") == "sell":
-        second = result(first * price)
-        money = pick("$", "dollars")
-        worth = f"${number(second)}" if money == "$" else f"{number(second)} dollars"
-        unit_price = f"${number(price)}" if money == "$" else number(price)
-        earned = pick("earns", "earned", "earning", "is paid")
-        last = pick(f"Selling them, {name} {earned}", f"At this price {name} {earned}", "They cost")
-        last = f"{last} {number(first)} {star} {unit_price} = {worth}."
-    else:
-        second = result(first * times)
-        last = pick("Each week it is", f"In {times} weeks it is", "Altogether that makes", "Therefore:")
-        last = f"{last} {number(first)} {star} {times} = {number(second)}{unit}."
-    stop = pick("\n", " ")
-    body = stop.join(part for part in (opening, added, last) if part)
-    return f"{body}\nThe answer is {number(second)}" + pick("", ".")
 
 
 def _as_written(answers: AnswerTexts, teacher: Tokenizer) -> AnswerTexts:

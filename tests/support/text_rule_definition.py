@@ -19,8 +19,8 @@ from functools import cache
 from potstill import prompts
 from potstill.alignment.exact_rules import encode_chain_text, step_distributions
 from potstill.alignment.pre_tokens import get_pre_tokens
-from potstill.alignment.text_rule import MIN_OUTCOME_PROBABILITY, UNSEEN_AGREEMENT
-from potstill.alignment.text_rule_completions import Completions
+from potstill.alignment.text_rule import MIN_OUTCOME_PROBABILITY, MIN_UNSEEN, UNSEEN_AGREEMENT
+from potstill.alignment.text_rule_completions import Completions, Context, new_digest
 from potstill.records import END, Chain
 from potstill.tokenization import Tokenizer
 
@@ -38,6 +38,7 @@ def distributions(
     taken = [row.get(outcome, 0.0) for row, outcome in zip(rows, says, strict=False)]
     unseen = [max(0.0, 1.0 - sum(row.values())) for row in rows]
     branches = [list(branches_of(chain, step, row, student, run, teacher)) for step, row in enumerate(rows)]
+    guesses = [guesses_of(chain, starts, step, row, unseen[step], student, run) for step, row in enumerate(rows)]
     pre_tokens = cut(student, content)  # (start in the content, first token) of each
     spans = encode_chain_text(chain, student.encoder)[1].tolist()
     result = []
@@ -60,29 +61,49 @@ def distributions(
             if stops[step] <= low or taken[step] <= 1e-9:
                 break
             weights[step] = weights[step + 1] / taken[step]
-        total = unseen[now] * (1.0 if starts[now] >= start else UNSEEN_AGREEMENT)
-        total += sum(w * taken[step] * unseen[step] * UNSEEN_AGREEMENT for step, w in weights.items() if step < now)
+        vote = voter(pre_tokens, student, ids, j, current, start)
+        total = 0.0
+        for step, w in weights.items():
+            if guesses[step]:
+                total += w * sum(branch[-1] for branch in guesses[step] if vote(branch) is not None)
+            elif step < now:
+                total += w * taken[step] * unseen[step] * UNSEEN_AGREEMENT
+            else:
+                total += unseen[now] * (1.0 if starts[now] >= start else UNSEEN_AGREEMENT)
         weight = taken[now]
         for step in range(now + 1, len(rows)):
             if not weight or starts[step - 1] >= high:
                 break
-            weight = weight / (1 - unseen[step]) if unseen[step] < 1 else 0.0
+            if not guesses[step]:
+                weight = weight / (1 - unseen[step]) if unseen[step] < 1 else 0.0
             weights[step] = weight
             weight *= taken[step]
         votes = {ids[j]: weight}
         total += weight
         for step, weight in weights.items():
-            for text, ended, known, apart, p in branches[step]:
-                written = known if known is not None else encode(student, text) + [student.eos] * ended
-                if known is not None and leaves(pre_tokens, student, text, apart) > current:
-                    written = ids[: j + 1]
-                if written[:j] == ids[:j] and len(written) > j:
-                    votes[written[j]] = votes.get(written[j], 0.0) + weight * p
-                    total += weight * p
-                elif apart >= start and (known == [] or written == ids[: len(written)]):
-                    total += weight * p
+            for branch in branches[step] + (guesses[step] if step > now else []):
+                token = vote(branch)
+                if token is not None:
+                    total += weight * branch[-1]
+                if token not in (None, "open"):
+                    votes[token] = votes.get(token, 0.0) + weight * branch[-1]
         result.append({token: mass / total for token, mass in votes.items() if mass > 0} if total > 0 else {})
     return result
+
+
+def voter(pre_tokens, student, ids, j, current, start):
+    """A function: a branch -> its token at a position; "open" if it may agree, and nothing more is known; or None."""
+
+    def vote(branch):
+        text, ended, known, apart, _ = branch
+        written = known if known is not None else encode(student, text) + [student.eos] * ended
+        if known is not None and leaves(pre_tokens, student, text, apart) > current:
+            written = ids[: j + 1]
+        if written[:j] == ids[:j] and len(written) > j:
+            return written[j]
+        return "open" if apart >= start and (known == [] or written == ids[: len(written)]) else None
+
+    return vote
 
 
 def branches_of(chain, step, row, student, run, teacher):
@@ -114,6 +135,27 @@ def branches_of(chain, step, row, student, run, teacher):
             yield content[:start] + outcome, False, known, apart, left
 
 
+def guesses_of(chain, starts, step, row, unseen, student, run):
+    """Branches for what the teacher did not show: the text before the step, continued as other chains continue it."""
+    if run is None or unseen < MIN_UNSEEN:
+        return []
+    content, start = chain.content, starts[step]
+    cuts = [begin for begin, _ in cut(student, content)]
+    k = max(k for k, begin in enumerate(cuts) if begin <= start)
+    begin = cuts[k]
+    last = content[max(begin, starts[step - 1]) : start] if step else b""
+    context = Context(content[cuts[k - 1] : begin] if k else None, content[begin:start], last)
+    found = []
+    for rest, ended, share in run.unseen_endings(chain.question, context, row, not begin):
+        apart = start
+        for byte in rest:
+            if apart >= len(content) or content[apart] != byte:
+                break
+            apart += 1
+        found.append((content[:start] + rest, ended, None, apart, unseen * share))
+    return found
+
+
 def grow(chain, text, token, apart, start, student, run, teacher):
     """The texts that an outcome grows to, and their shares."""
     whole = text + token
@@ -124,7 +166,7 @@ def grow(chain, text, token, apart, start, student, run, teacher):
         return [(whole[: finished[0]], False, 1.0)]
     if run is None:
         return []
-    row = run.prefix_tree(chain.question).get(whole)
+    row = run.prefix_tree(chain.question).get(new_digest(whole).digest())
     texts = []
     if row:
         for outcome, p in row.items():
@@ -135,16 +177,17 @@ def grow(chain, text, token, apart, start, student, run, teacher):
                 longer = grow(chain, whole, outcome, apart, start, student, run, teacher)
                 texts += [(grown, ended, share * s) for grown, ended, s in longer]
         return texts
-    begin = max([0, *(boundary for boundary in boundaries(student, whole, goes_on=True) if boundary <= len(text))])
-    for rest, ended, share in run.suffixes(chain.question, text[begin:], token):
+    cuts = [0, *(boundary for boundary in boundaries(student, whole, goes_on=True) if boundary <= len(text))]
+    context = Context(whole[cuts[-2] : cuts[-1]] if len(cuts) > 1 else None, whole[cuts[-1] :], token)
+    for rest, ended, share in run.endings(chain.question, context):
         if teacher:
             ends = {0}
-            for piece in encode(teacher, whole[begin:] + rest, inside=True):
+            for piece in encode(teacher, context.text + rest, inside=True):
                 ends.add(max(ends) + len(teacher.token_bytes(piece)))
-            if not {len(text) - begin, len(whole) - begin} <= ends:
+            if not {len(context.text) - len(token), len(context.text)} <= ends:
                 continue
         texts.append((whole + rest, ended, share))
-    return texts
+    return [(grown, ended, share / sum(share for *_, share in texts)) for grown, ended, share in texts]
 
 
 def encode(tokenizer: Tokenizer, content: bytes, inside: bool = False) -> list[int]:

@@ -146,11 +146,16 @@ def test_added_tokens_that_overlap_a_text(
 
 @pytest.fixture
 def unpruned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left out for speed, so that the two agree to the last digit."""
-    for name in ("MIN_BRANCH_PROBABILITY", "MIN_OPEN_PROBABILITY", "MIN_SHARE"):
+    """Nothing is left out for speed, so that the two agree to the last digit. Both use the same completions."""
+    for name in (
+        "MIN_BRANCH_PROBABILITY",
+        "MIN_OPEN_PROBABILITY",
+        "MIN_SHARE",
+        "MIN_GUESS_PROBABILITY",
+        "COMMON_PROBABILITY",
+    ):
         monkeypatch.setattr(f"potstill.alignment.text_rule.{name}", 0.0)
     monkeypatch.setattr("potstill.alignment.text_rule.MIN_TARGET_PROBABILITY", 0.0)
-    monkeypatch.setattr("potstill.alignment.text_rule_completions.MIN_SHARE", 0.0)
 
 
 LINES = [

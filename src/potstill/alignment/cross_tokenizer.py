@@ -39,7 +39,7 @@ from potstill.records import Chain, Target, TargetKind
 from potstill.tokenization.encoder import Encoder, get_encoder
 
 RULES: Final = ("one-hot", "span", "paper", "text")
-VERSION: Final = 3  # of the targets that the rules make; stored in the manifests of the stages that store targets
+VERSION: Final = 4  # of the targets that the rules make; stored in the manifests of the stages that store targets
 
 
 def transfer(

@@ -145,15 +145,10 @@ class PreTokens:
         joins_newline = self._joins_newlines and after in b"\r\n" and before[0] not in _ALNUM
         return (before + after) in self._crossing or joins_newline
 
-    def context(self, before: bytes, token: bytes) -> tuple[bytes, bytes]:
-        """The context of a token, which is the bytes from the last possible boundary to the token, and the token.
-
-        The context does not depend on the pieces of the tokenizer: it stays the same if a piece joins the pre-token to
-        the one before it.
-        """
-        if self.certain:
-            return before, token
-        return before[_last_possible_boundary(before + token, len(before)) :], token
+    def word(self, text: bytes) -> bytes:
+        """The part of a text after its last possible boundary, which does not depend on the pieces of the tokenizer: it stays
+        the same if a piece joins the last pre-token to the one before it."""
+        return text if self.certain else text[_last_possible_boundary(text, len(text)) :]
 
     def _is_doubtful(self, text: bytes, position: int, ended: bool) -> bool:
         """Whether the bytes of a piece lie across a position, or may do so once more text is added (not `ended`)."""

@@ -18,6 +18,11 @@ At a position of the student, each branch that agrees with all tokens before the
 other branches are impossible there. The chain's own text is one more branch. The tail is the probability that the teacher
 did not show, and that of outcomes whose continuation is unknown.
 
+The probability that the teacher did not show at a step has branches too, which are guesses: they continue the text before
+the step as other chains of the run do, without the outcomes that were shown. They decide how much of this probability still
+counts at a position. It is tail there, unless the step begins after the position: then guesses vote like other branches,
+because what the teacher did show, the token before, contains them.
+
 Several steps of the teacher may count at one position. The *current* step is the step whose token contains the start of
 the position. A vote is the branch's probability given the text before the current step. For a branch of an earlier step,
 that is its probability divided by the probabilities of the tokens that the chain took since; for a branch of a later
@@ -30,13 +35,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from potstill.alignment.exact_rules import Distribution, StepProbabilities, step_distributions
 from potstill.alignment.pre_tokens import PreTokens, is_whitespace
-from potstill.alignment.text_rule_completions import MIN_SHARE, Completions, WrittenTokens
+from potstill.alignment.text_rule_completions import MIN_SHARE, Completions, Context, WrittenTokens, new_digest
 from potstill.prompts import find_answer_end
 from potstill.records import END, Chain, End
 
@@ -44,8 +51,12 @@ MIN_TARGET_PROBABILITY: Final = 1e-6  # a target's smaller probabilities are tai
 MIN_OUTCOME_PROBABILITY: Final = 3e-4  # a less likely outcome counts as unseen
 # A less likely outcome that no chain continues is tail, even if its first tokens are known.
 MIN_OPEN_PROBABILITY: Final = 5e-3
+COMMON_PROBABILITY: Final = 0.02  # only the likeliest continuations of a less likely outcome are followed
 MIN_BRANCH_PROBABILITY: Final = 2e-5  # less likely continuations get no branch: their probability stays open
-# The part of the unseen probability of a step that is estimated to agree with the tokens that the chain took since.
+MIN_UNSEEN: Final = 0.03
+MIN_GUESS_PROBABILITY: Final = 1e-3  # less likely guesses are left out
+# Without guesses: the part of the unseen probability of a step that is estimated to agree with the tokens that the chain
+# took since.
 UNSEEN_AGREEMENT: Final = 0.1
 _MIN_TAKEN: Final = 1e-9  # a chain's token with a smaller probability ends the search for earlier steps that count
 
@@ -56,6 +67,7 @@ _MIN_TAKEN: Final = 1e-9  # a chain's token with a smaller probability ends the 
 #   until   for an open branch, the last position at which it may count, which is the first after its pre-token; else 0
 #   apart   for an open branch, the first byte of the content at which it may differ; else 0
 Branch = tuple[int, int | None, int, int]
+Branches = list[tuple[Branch, float]]  # each with its probability given the text before its step
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,7 @@ class _ChainPath:
     ids              the student's tokens of the text
     run, teacher     as in `apply_text_rule`
     begins           [pre-tokens] the start of each pre-token
+    digests          [pre-tokens] the digest of the text before each pre-token
     unsure           indices of the pre-tokens that a similar text might not have, because a piece of the student's
                      vocabulary may join the pre-token to the one before it
     firsts           [pre-tokens + 1] the position of each pre-token's first token, and the number of positions
@@ -83,6 +96,7 @@ class _ChainPath:
     run: Completions | None
     teacher: PreTokens | None
     begins: list[int]
+    digests: list[blake2b]
     unsure: frozenset[int]
     firsts: list[int]
     rows: Sequence[StepProbabilities]
@@ -113,6 +127,7 @@ def apply_text_rule(
     if path is None:
         return None
     branches = [list(_build_branches(path, step).items()) for step in range(len(path.rows))]
+    guesses = [list(_build_guesses(path, step).items()) for step in range(len(path.rows))]
     content = len(chain.content)
     written, starts = [*ids, pre_tokens.encoder.vocabulary.eos], [*offsets[:, 0].tolist(), content]
     begins = [*path.begins, content]
@@ -132,14 +147,15 @@ def apply_text_rule(
             # The steps inside a pre-token count at its positions. At its first position, the steps of the pre-token
             # before it count too, because that pre-token might have gone on.
             lowest = begins[pre_token - 1] if position == first and pre_token else low
-            if row := _vote(path, branches, position, token, step, start, lowest, begins[pre_token + 1]):
+            if row := _vote(path, branches, guesses, position, token, step, start, lowest, begins[pre_token + 1]):
                 soft[position] = row
     return soft
 
 
 def _vote(
     path: _ChainPath,
-    branches: list[list[tuple[Branch, float]]],
+    branches: list[Branches],
+    guesses: list[Branches],
     position: int,
     taken: int,
     current: int,
@@ -164,22 +180,29 @@ def _vote(
         scale /= path.taken[step]
         weighed.append((step, scale))
         # Unseen outcomes rarely agree with the tokens taken since, so only a part of their probability still counts.
-        total += scale * path.taken[step] * path.unseen[step] * UNSEEN_AGREEMENT
+        if guesses[step]:
+            total += scale * _agreeing_probability(guesses[step], position, start)
+        else:
+            total += scale * path.taken[step] * path.unseen[step] * UNSEEN_AGREEMENT
         step -= 1
     weighed.append((current, 1.0))
-    # All unseen outcomes of the current step are still possible if the position begins at the start of the step.
-    total += path.unseen[current] * (1.0 if path.starts[current] >= start else UNSEEN_AGREEMENT)
-    # Later steps of the pre-token divide the weight of the taken token among its continuations, in proportion to their
-    # seen outcomes: unseen ones say nothing about this position.
+    if guesses[current]:
+        total += _agreeing_probability(guesses[current], position, start)
+    else:
+        # All unseen outcomes of the current step are still possible if the position begins at the start of the step.
+        total += path.unseen[current] * (1.0 if path.starts[current] >= start else UNSEEN_AGREEMENT)
+    # Later steps of the pre-token divide the weight of the taken token among its continuations: in proportion to seen
+    # outcomes and guesses, or to seen outcomes alone, because without guesses unseen ones say nothing about this position.
     weight, step = path.taken[current], current + 1
     while weight and step < len(path.starts) and path.starts[step - 1] < high:
-        seen = 1.0 - path.unseen[step]
+        seen = 1.0 if guesses[step] else 1.0 - path.unseen[step]
         weight = weight / seen if seen > 0.0 else 0.0
         weighed.append((step, weight))
         weight *= path.taken[step]
         step += 1
     for step, scale in weighed:
-        for (leaves, token, until, apart), probability in branches[step]:
+        later = step > current and guesses[step]
+        for (leaves, token, until, apart), probability in branches[step] + guesses[step] if later else branches[step]:
             if position < leaves:
                 token = taken  # the branch still agrees with the chain
             elif token is None:
@@ -196,6 +219,18 @@ def _vote(
     if total <= 0.0:
         return {}
     return {token: mass / total for token, mass in votes.items() if mass > MIN_TARGET_PROBABILITY * total}
+
+
+def _agreeing_probability(guesses: Branches, position: int, start: int) -> float:
+    """The probability of the guesses that agree with all tokens before a position, which begins at the byte `start`."""
+    agreeing = [
+        probability
+        for (leaves, token, until, apart), probability in guesses
+        if position < leaves
+        or (position == leaves and token is not None)
+        or (token is None and position <= until and apart >= start)
+    ]
+    return sum(agreeing, 0.0)
 
 
 def _build_path(
@@ -216,6 +251,10 @@ def _build_path(
     if pieces != list(ids):
         return None
     begins.pop()
+    digests, digest = [], new_digest()
+    for begin, end in pairwise([*begins, len(content)]):
+        digests.append(digest.copy())
+        digest.update(content[begin:end])
     steps = run.steps(chain) if run else step_distributions(chain)
     rows = [{outcome: p for outcome, p in step.items() if p >= MIN_OUTCOME_PROBABILITY} for step in steps]
     spans = [*chain.spans, (len(content), len(content))][: len(rows)]
@@ -229,6 +268,7 @@ def _build_path(
         run=run,
         teacher=teacher,
         begins=begins,
+        digests=digests,
         unsure=frozenset(
             index
             for index, begin in enumerate(begins)
@@ -247,10 +287,13 @@ def _build_path(
 
 def _build_branches(path: _ChainPath, step: int) -> dict[Branch, float]:
     """The branches of a step, each with its probability given the text before it."""
-    content, start, ids = path.chain.content, path.starts[step], path.ids
+    outcomes = path.rows[step]
     taken = path.chain.tokens[step] if step < len(path.chain.tokens) else END
     branches: dict[Branch, float] = {}
-    for outcome, probability in path.rows[step].items():
+    if len(outcomes) == 1 and taken in outcomes:  # as at most steps
+        return branches
+    content, start, ids = path.chain.content, path.starts[step], path.ids
+    for outcome, probability in outcomes.items():
         if outcome == taken:
             continue
         token = b"" if isinstance(outcome, End) else outcome
@@ -280,13 +323,51 @@ def _build_branches(path: _ChainPath, step: int) -> dict[Branch, float]:
             texts.append((_settled_tokens(path, before, token, begin == 0) if is_known else (), left))
         # 3. Find the first token of each text that is not the chain's.
         for tokens, mass in texts:
-            leaves, index = first, skipped
-            while index < len(tokens) and leaves < until and tokens[index] == ids[leaves]:
-                leaves += 1
-                index += 1
-            branch = (leaves, tokens[index], 0, 0) if index < len(tokens) else (leaves, None, until, apart)
+            branch = _find_branch(ids, tokens, first, skipped, until, apart)
             branches[branch] = branches.get(branch, 0.0) + mass
     return branches
+
+
+def _find_branch(ids: Sequence[int], tokens: Sequence[int], first: int, skipped: int, until: int, apart: int) -> Branch:
+    """The branch of a text: its first token that is not the chain's.
+
+    ids           the student's tokens of the chain's text
+    tokens        the tokens of the branch; those from the index `skipped` on are compared with `ids` from `first` on
+    until, apart  as in `Branch`, for an open one
+    """
+    leaves, index = first, skipped
+    while index < len(tokens) and leaves < until and tokens[index] == ids[leaves]:
+        leaves += 1
+        index += 1
+    return (leaves, tokens[index], 0, 0) if index < len(tokens) else (leaves, None, until, apart)
+
+
+def _build_guesses(path: _ChainPath, step: int) -> dict[Branch, float]:
+    """Branches for the outcomes that the teacher did not show at a step, each with its probability given the text before it.
+
+    They continue the text as the run's chains do. Empty if little is unseen or no chain goes on with another outcome.
+    """
+    unseen, run = path.unseen[step], path.run
+    if run is None or unseen < MIN_UNSEEN:
+        return {}
+    content, start, pre_token = path.chain.content, path.starts[step], path.within[step]
+    begin, first = path.begins[pre_token], pre_token == 0
+    last = content[max(begin, path.starts[step - 1]) : start] if step else b""
+    context = Context(_previous(path, pre_token), content[begin:start], last)
+    guesses: dict[Branch, float] = {}
+    position, until = path.firsts[pre_token], path.firsts[pre_token + 1]
+    least = MIN_GUESS_PROBABILITY / unseen
+    for rest, ended, share in run.unseen_endings(path.chain.question, context, path.rows[step], first, least):
+        tokens = run.tokens(context.text + rest, first, ended)
+        apart = start + _shared_length(rest, content, start)
+        branch = _find_branch(path.ids, tokens, position, 0, until, apart)
+        guesses[branch] = guesses.get(branch, 0.0) + unseen * share
+    return guesses
+
+
+def _previous(path: _ChainPath, pre_token: int) -> bytes | None:
+    """The text of the pre-token before one; None for the first one."""
+    return path.chain.content[path.begins[pre_token - 1] : path.begins[pre_token]] if pre_token else None
 
 
 def _comparison_start(
@@ -344,7 +425,7 @@ def _write_outcome(
     if isinstance(outcome, End):
         return [(pre_tokens.tokens(content[low:start], first) + end, 1.0)]
     in_answer = path.answer is not None and start > path.answer
-    question, before, leaves = path.chain.question, content[:low], apart - low
+    question, before, leaves = path.chain.question, path.digests[pre_token], apart - low
     prefix_tree: Mapping[bytes, StepProbabilities] = path.run.prefix_tree(question) if path.run else {}
     written: list[WrittenTokens] = []
     # The texts that have not reached the end of their pre-token: (text before the last token, last token, share).
@@ -357,7 +438,7 @@ def _write_outcome(
             written.append((pre_tokens.tokens(grown[:newline], first) + end, share))
         elif (boundary := pre_tokens.next_boundary(grown, leaves + 1, first)) is not None:
             written.append((pre_tokens.tokens(grown[:boundary], first), share))
-        elif row := prefix_tree.get(before + grown):
+        elif row := prefix_tree.get(_digest_after(before, grown)):
             # A chain of the question begins with this text: continue it with the chain's probabilities at its next step.
             total = sum(row.values())
             for next_outcome, p in row.items():
@@ -371,10 +452,21 @@ def _write_outcome(
         elif path.run:  # otherwise continue it as pre-tokens continue elsewhere in the run
             last = pre_tokens.last_boundary(grown, len(text), first)
             lead = pre_tokens.tokens(grown[:last], first) if last else ()
-            least = MIN_BRANCH_PROBABILITY / (probability * share)
-            rest = path.run.continuations(question, text[last:], token, first and not last, path.teacher, least)
+            rare = probability * share < COMMON_PROBABILITY
+            previous = (
+                grown[pre_tokens.last_boundary(grown, last - 1, first) : last] if last else _previous(path, pre_token)
+            )
+            context = Context(previous, grown[last:], token)
+            rest = path.run.continuations(question, context, first and not last, path.teacher, rare)
             written += rest if share == 1.0 and not lead else [(lead + tokens, share * p) for tokens, p in rest]
     return written
+
+
+def _digest_after(before: blake2b, text: bytes) -> bytes:
+    """The digest of a text that comes after a text with a known digest."""
+    digest = before.copy()
+    digest.update(text)
+    return digest.digest()
 
 
 def _shared_length(token: bytes, content: bytes, start: int) -> int:

@@ -1,42 +1,70 @@
-"""Counts how pre-tokens continue in the chains of a run. The rule `text` uses it to continue outcomes of the teacher.
+"""How texts continue in the chains of a run. The rule `text` uses it to continue what the teacher did not write.
 
     >>> from tokenizers import Tokenizer, models
     >>> letters = Tokenizer(models.BPE({letter: index for index, letter in enumerate("48 pens")}, []))
     >>> texts = [b"4", b"8", b" pens"], [b"4", b"8"], [b"4", b"8"], [b"4", b" pens"]
     >>> run = completions([Chain.from_tokens("q", i, tokens) for i, tokens in enumerate(texts)], letters)
-    >>> run.suffixes("q", b"", b"4")  # (the rest of its pre-token, whether the text ended there, share)
-    ((b'8', True, 0.5), (b'8', False, 0.25), (b'', False, 0.25))
+    >>> run.endings("q", Context(None, b"4", b"4"))  # (the rest of the pre-token, whether the text ends there, share)
+    ((b'8', True, 0.5), (b'', False, 0.25), (b'8', False, 0.25))
 
-There are two sources. The second one is used only if the first one does not have the text:
+If a chain of the same question begins with the same text, the teacher's own probabilities after that text are known: the
+prefix tree of the question has them.
 
-- The prefix tree of the question. If a chain of the same question begins with the same text, the outcomes of its next
-  step are used, with the probabilities that the teacher gave.
-- Suffixes. They are the texts with which pre-tokens went on after the same token in the same context (the same bytes
-  before it in its pre-token). The chains of the question are counted; all chains of the run together count as one more.
-  For a context that no chain has, the run's counts are those of the token at the start of any pre-token, or anywhere
-  inside one. For a token that no chain has, they are those of numbers with the same number of digits.
+Otherwise the sampled tokens of the chains are counted, as in an n-gram model with back-off. The context of a token is the
+text of its pre-token so far, and the pre-token before it. Pre-tokens are continued token by token, with three levels of
+counts:
+
+1. in the chains of the question, behind the same pre-token before, in which digits may be others
+2. in the chains of the question
+3. in all chains of the run; if none of them has the text so far: behind a text that differs in its digits only, and if
+   there is none, behind the same token
+
+A level that counted n tokens has n times the weight of all levels after it, which count as one token (`BACK_OFF`).
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from functools import partial
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 from potstill.alignment.exact_rules import StepProbabilities, check_chain, step_distributions
-from potstill.alignment.pre_tokens import PreTokens, get_pre_tokens
-from potstill.records import Chain
+from potstill.alignment.pre_tokens import PreTokens, get_pre_tokens, is_whitespace
+from potstill.records import Chain, End
 
-MAX_SUFFIXES: Final = 24  # of a token in one context; the probability of rarer suffixes stays open
+MIN_SHARE: Final = 5e-3  # a continuation with a smaller share is not followed
+RARE_SHARE: Final = 0.04  # the same for continuations of rare outcomes
+BACK_OFF: Final = 1.0  # weight of all further levels together, as a number of tokens
+MAX_PIECES: Final = 256  # of one context and level
 MAX_CACHED_CONTEXTS: Final = 50_000  # a full cache is emptied, which changes no result
-MIN_SHARE: Final = 5e-3  # a continuation with a smaller share of its outcome is not followed
-RUN_WEIGHT: Final = 1.0  # weight of the whole run, as a number of chains of the question
-_DIGIT: Final = re.compile(rb"[0-9]")
-Ending = tuple[bytes, bool]  # the rest of a pre-token, and whether the text ended there
-Suffix = tuple[bytes, bool, float]  # an ending and its share
-SuffixCounts = dict[tuple[bytes, bytes], Counter[Ending]]  # by (bytes before a token in its pre-token, token)
+MAX_REST: Final = 64  # bytes; longer continuations of a pre-token are not followed
+_EQUAL_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
+
+# The beginnings of texts are known by their digests: all beginnings of a long text would need much memory.
+new_digest = partial(blake2b, digest_size=16)
+
+# What comes after a text: (bytes, where they end). The bytes are a token, or the part of it that belongs to the pre-token.
+Piece = tuple[bytes, int]
+IN_PRE_TOKEN, AT_BOUNDARY, AT_END = 0, 1, 2  # where a piece ends: the pre-token goes on; it ends; the text ends
+Ending = tuple[bytes, bool, float]  # the rest of a pre-token, whether the text ends there, share
+RankedPieces = tuple[list[tuple[Piece, int]], int]  # the most frequent pieces with their counts; the sum of all counts
 WrittenTokens = tuple[tuple[int, ...], float]  # the student's tokens of a text, and the text's share
+
+
+class Context(NamedTuple):
+    """The place of a token in a text.
+
+    previous  the pre-token before the current one; None if the text begins with the current one
+    text      the current pre-token so far; empty if the token begins it
+    last      the last token of `text`, without what belongs to earlier pre-tokens
+    """
+
+    previous: bytes | None
+    text: bytes
+    last: bytes
 
 
 class Completions:
@@ -52,122 +80,216 @@ class Completions:
         for chain in chains:
             if chain.tokens:
                 self._chains[chain.question].append(chain)
-        # Counts over the run, the most specific context first: by the bytes before the token; by whether the token starts
-        # a pre-token; for numbers, by the number of digits.
-        self._exact: SuffixCounts = defaultdict(Counter)
-        self._loose: SuffixCounts = defaultdict(Counter)
-        self._shape: SuffixCounts = defaultdict(Counter)
+        # Counts over the run: by the text so far; by this text with equal digits; by the last token, and whether it
+        # begins a pre-token.
+        self._by_text: dict[bytes, Counter[Piece]] = defaultdict(Counter)
+        self._by_shape: dict[bytes, Counter[Piece]] = defaultdict(Counter)
+        self._by_token: dict[tuple[bytes, bool], Counter[Piece]] = defaultdict(Counter)
         for group in self._chains.values():
-            for before, token, ending in _token_suffixes(group, pre_tokens):
-                self._exact[before, token][ending] += 1
-                if _DIGIT.search(token):
-                    self._shape[_digit_shape(before), _digit_shape(token)][ending] += 1
-        for (before, token), endings in self._exact.items():
-            self._loose[b"" if before else b" ", token].update(endings)
-        self._most_common: dict[int, list[tuple[Ending, int]]] = {}  # by the id of one of these counters
+            for chain in group:
+                for (_, text, last), piece in _pieces(chain, pre_tokens):
+                    self._by_text[text][piece] += 1
+                    self._by_token[last, len(last) == len(text)][piece] += 1
+        for text, pieces in self._by_text.items():
+            shape = _equal_digits(text)
+            if b"0" in shape:
+                self._by_shape[shape].update(pieces)
+        # Caches over the run.
+        self._ranked_in_run: dict[int, RankedPieces] = {}
+        self._next_in_run: dict[tuple[bytes | None, bytes, bytes], Sequence[tuple[Piece, float]]] = {}
+        self._written_in_run: dict[tuple, list[WrittenTokens]] = {}
         # The data of the current question.
         self._question: str | None = None
         self._prefix_tree: dict[bytes, StepProbabilities] = {}
         self._steps: dict[tuple[str, str, int], tuple[Chain, Sequence[StepProbabilities]]] = {}
-        self._near: SuffixCounts = {}
-        # By (before, token, first, teacher): the continuations encoded so far, and the suffixes that were not needed yet.
-        # The second cache is for contexts that no chain of the question has: their suffixes are the same for all
-        # questions.
-        self._question_cache: dict[tuple, tuple[list[WrittenTokens], list[Suffix]]] = {}
-        self._run_cache: dict[tuple, tuple[list[WrittenTokens], list[Suffix]]] = {}
+        self._near: dict[bytes, Counter[Piece]] = {}  # by the text so far
+        self._nearest: dict[tuple[bytes, bytes], Counter[Piece]] = {}  # by the pre-token before, with equal digits, too
+        self._next: dict[tuple[bytes | None, bytes, bytes], Sequence[tuple[Piece, float]]] = {}
+        self._ranked_near: dict[int, RankedPieces] = {}
+        self._written: dict[tuple, list[WrittenTokens]] = {}
 
     def __repr__(self) -> str:
         chains = sum(map(len, self._chains.values()))
         return f"Completions({chains} chains of {len(self._chains)} questions)"
 
     def prefix_tree(self, question: str) -> Mapping[bytes, StepProbabilities]:
-        """Maps the beginning of a chain of this question, in bytes, to the probabilities of the outcomes after it."""
-        self._open(question)
+        """Maps the digest of the beginning of a chain of this question to the probabilities of the outcomes after it."""
+        if question != self._question:
+            self._open(question)
         return self._prefix_tree
-
-    def suffixes(self, question: str, before: bytes, token: bytes) -> tuple[Suffix, ...]:
-        """The suffixes of a pre-token that begins with `before` + `token`. Their shares add up to at most 1."""
-        self._open(question)
-        context = self.pre_tokens.context(before, token)
-        near = self._near.get(context)
-        # The fallback for numbers that no chain has: numbers with the same number of digits.
-        counts = self._exact.get(context) or self._loose.get((b"" if context[0] else b" ", token))
-        if counts is None:
-            counts = self._shape.get((_digit_shape(context[0]), _digit_shape(token)))
-        # The run's counts are a prior with the weight of one chain. They decide if the question has few chains, and
-        # hardly matter if many of its chains agree. If one source is empty, the other one has all of the weight.
-        shares: dict[Ending, float] = {}
-        total_near = sum(near.values()) if near else 0
-        weight = RUN_WEIGHT if total_near and counts else 0.0 if total_near else 1.0
-        if near:
-            for ending, count in near.most_common(MAX_SUFFIXES):
-                shares[ending] = count / (total_near + weight)
-        if counts and weight:
-            total = counts.total()
-            # Each counter is sorted once. Its id can be the key because the counters live as long as this object.
-            common = self._most_common.get(id(counts))
-            if common is None:
-                common = self._most_common[id(counts)] = counts.most_common(MAX_SUFFIXES)
-            for ending, count in common:
-                shares[ending] = shares.get(ending, 0.0) + weight * count / total / (total_near + weight)
-        return tuple((rest, ended, share) for (rest, ended), share in shares.items())
-
-    def continuations(
-        self, question: str, before: bytes, token: bytes, first: bool, teacher: PreTokens | None, least: float = 0.0
-    ) -> list[WrittenTokens]:
-        """The student's tokens of the pre-tokens that begin with `before` + `token`, each with its share, the most likely
-        first. They include the end token if the text ended after the pre-token.
-
-        first    whether the pre-token begins the text
-        teacher  the teacher's pre-tokens; pre-tokens that its tokenizer would split differently do not count
-        least    only continuations with at least this share are returned, whatever was asked for before
-        """
-        self._open(question)
-        key = before, token, first, teacher
-        in_question = self.pre_tokens.context(before, token) in self._near
-        cache = self._question_cache if in_question else self._run_cache
-        cached = cache.get(key)
-        if cached is None:
-            if len(cache) >= MAX_CACHED_CONTEXTS:
-                cache.clear()
-            suffixes = sorted(self.suffixes(question, before, token), key=lambda suffix: -suffix[2])
-            cached = cache[key] = [], suffixes[::-1]
-        # Encoding takes most of the time, so only suffixes with at least the least share are encoded.
-        written, waiting = cached
-        least = max(least, MIN_SHARE)
-        while waiting and waiting[-1][2] >= least:
-            rest, ended, share = waiting.pop()
-            pre_token = before + token + rest
-            if teacher is None or teacher.cuts(pre_token, len(before), len(before) + len(token)):
-                eos = self.pre_tokens.encoder.vocabulary.eos if ended else None
-                tokens = self.pre_tokens.tokens(pre_token, first)
-                written.append((tokens if eos is None else (*tokens, eos), share))
-        known = len(written)
-        while known and written[known - 1][1] < least:  # an earlier call had a lower least share
-            known -= 1
-        return written if known == len(written) else written[:known]
 
     def steps(self, chain: Chain) -> Sequence[StepProbabilities]:
         """The probabilities of the outcomes at each step of a chain."""
-        self._open(chain.question)
+        if chain.question != self._question:
+            self._open(chain.question)
         cached = self._steps.get(chain.key)
         return cached[1] if cached and cached[0] is chain else step_distributions(chain)
 
+    def endings(self, question: str, context: Context, rare: bool = False) -> tuple[Ending, ...]:
+        """How the pre-token of a context ends, the most likely ending first. The shares add up to 1; empty if no chain has
+        the last token.
+
+        rare  whether to leave out all endings with a smaller share than RARE_SHARE instead of MIN_SHARE, which is faster
+        """
+        if question != self._question:
+            self._open(question)
+        pieces = self._next_pieces(context.text, context.last, *self._find_levels(context))
+        return self._follow(context, pieces, RARE_SHARE if rare else MIN_SHARE)
+
+    def unseen_endings(
+        self, question: str, context: Context, shown: Iterable[bytes | End], first: bool, least: float = 0.0
+    ) -> tuple[Ending, ...]:
+        """The endings that do not begin with an outcome that the teacher showed, as `endings` returns them.
+
+        first  whether the pre-token begins the text
+        least  endings with a smaller share are left out
+        """
+        if question != self._question:
+            self._open(question)
+        seen = {self._piece(context.text, outcome, first) for outcome in shown}
+        pieces = self._next_pieces(context.text, context.last, *self._find_levels(context))
+        pieces = [(piece, share) for piece, share in pieces if piece not in seen]
+        if context.previous is not None and not context.text:  # whitespace begins every pre-token but the first
+            pieces = [(piece, share) for piece, share in pieces if is_whitespace(piece[0][:1])]
+        total = sum([share for _, share in pieces])
+        return self._follow(context, [(piece, share / total) for piece, share in pieces], max(least, MIN_SHARE))
+
+    def continuations(
+        self, question: str, context: Context, first: bool, teacher: PreTokens | None, rare: bool = False
+    ) -> list[WrittenTokens]:
+        """The student's tokens of the pre-tokens that begin with the text of a context, each with its share, the most
+        likely first. They include the end token if the text ends after the pre-token.
+
+        first    whether the pre-token begins the text
+        teacher  the teacher's pre-tokens; pre-tokens in which its tokenizer would not write the last token of the context
+                 do not count
+        rare     as in `endings`
+        """
+        if question != self._question:
+            self._open(question)
+        near, shape = self._find_levels(context)
+        cache = self._written if near else self._written_in_run
+        key = shape, context.text, context.last, first, teacher, rare
+        written = cache.get(key)
+        if written is None:
+            if len(cache) >= MAX_CACHED_CONTEXTS:
+                cache.clear()
+            text, start = context.text, len(context.text) - len(context.last)
+            written = []
+            for rest, ended, share in self.endings(question, context, rare):
+                if teacher is None or teacher.cuts(text + rest, start, len(text)):
+                    written.append((self.tokens(text + rest, first, ended), share))
+            total = sum([share for _, share in written])
+            written = cache[key] = [(tokens, share / total) for tokens, share in written]
+        return written
+
+    def tokens(self, pre_token: bytes, first: bool, ended: bool) -> tuple[int, ...]:
+        """The student's tokens of a pre-token, with the end token if the text ends after it. `first`: it begins the text."""
+        eos = self.pre_tokens.encoder.vocabulary.eos if ended else None
+        tokens = self.pre_tokens.tokens(pre_token, first)
+        return tokens if eos is None else (*tokens, eos)
+
+    def _follow(self, context: Context, pieces: Sequence[tuple[Piece, float]], least: float) -> tuple[Ending, ...]:
+        """The endings that begin with some pieces, whose shares are given, the largest first."""
+        shares: dict[tuple[bytes, bool], float] = {}
+        near, shape = self._find_levels(context)
+        growing = [(b"", 1.0, pieces)]  # (text before the pieces, its share, the pieces after it)
+        while growing:
+            before, weight, pieces = growing.pop()
+            for (piece, end), p in pieces:
+                share = weight * p
+                if share < least:
+                    break
+                rest = before + piece
+                if end != IN_PRE_TOKEN:
+                    key = rest, end == AT_END
+                    shares[key] = shares.get(key, 0.0) + share
+                elif len(rest) < MAX_REST:
+                    growing.append((rest, share, self._next_pieces(context.text + rest, piece, near, shape)))
+        total = sum(shares.values())
+        ranked = sorted(shares.items(), key=lambda pair: -pair[1])
+        return tuple([(rest, ended, share / total) for (rest, ended), share in ranked])
+
+    def _find_levels(self, context: Context) -> tuple[bool, bytes | None]:
+        """The levels for a context and the texts that continue it: whether the question's counts are used, and the
+        pre-token before, with equal digits, if the counts behind it are used."""
+        # A context that no chain of the question has continues in the same way in all questions, so it can be cached.
+        word = self.pre_tokens.word(context.text)
+        if word not in self._near:
+            return False, None
+        shape = None if context.previous is None else _equal_digits(context.previous)
+        return True, shape if (shape, word) in self._nearest else None
+
+    def _next_pieces(self, text: bytes, last: bytes, near: bool, shape: bytes | None) -> Sequence[tuple[Piece, float]]:
+        """What comes after a text with this last token, with its share, the largest share first. Smaller shares than
+        MIN_SHARE are left out. Empty if no chain has the last token.
+
+        near, shape  the levels, from `_find_levels`
+        """
+        word = self.pre_tokens.word(text)
+        nearest = None if shape is None else self._nearest.get((shape, word))
+        cache = self._next if near else self._next_in_run
+        key = None if nearest is None else shape, word, last
+        cached = cache.get(key)
+        if cached is not None:
+            return cached
+        if len(cache) >= MAX_CACHED_CONTEXTS:
+            cache.clear()
+        run = self._by_text.get(word) or self._by_shape.get(_equal_digits(word))
+        run = run or self._by_token.get((last, len(last) == len(word)))
+        levels = [counts for counts in (nearest, self._near.get(word) if near else None, run) if counts]
+        if len(levels) == 1:
+            ranked, total = self._ranked(levels[0], self._ranked_in_run if levels[0] is run else self._ranked_near)
+            least = MIN_SHARE * total
+            pieces = cache[key] = [(piece, count / total) for piece, count in ranked if count >= least]
+            return pieces
+        shares: dict[Piece, float] = {}
+        weight = 1.0
+        for counts in levels:
+            lower = BACK_OFF if counts is not levels[-1] else 0.0
+            ranked, total = self._ranked(counts, self._ranked_in_run if counts is run else self._ranked_near)
+            scale = weight / (total + lower)
+            for piece, count in ranked:
+                share = scale * count
+                if share < MIN_SHARE and piece not in shares:
+                    break
+                shares[piece] = shares.get(piece, 0.0) + share
+            weight = scale * lower
+        pieces = cache[key] = sorted(shares.items(), key=lambda pair: -pair[1])
+        return pieces
+
+    def _ranked(self, counts: Counter[Piece], cache: dict[int, RankedPieces]) -> RankedPieces:
+        # Each counter is sorted once. Its id can be the key because the counters live as long as the cache.
+        ranked = cache.get(id(counts))
+        if ranked is None:
+            ranked = cache[id(counts)] = counts.most_common(MAX_PIECES), counts.total()
+        return ranked
+
+    def _piece(self, text: bytes, outcome: bytes | End, first: bool) -> Piece:
+        """The piece of an outcome of the teacher after a text."""
+        if isinstance(outcome, End):
+            return b"", AT_END
+        boundary = self.pre_tokens.next_boundary(text + outcome, max(len(text), 1), first)
+        return (outcome, IN_PRE_TOKEN) if boundary is None else (outcome[: boundary - len(text)], AT_BOUNDARY)
+
     def _open(self, question: str) -> None:
-        """Compute the data of a question, unless it is the current one."""
-        if question == self._question:
-            return
+        """Compute the data of a question."""
         chains = self._chains.get(question, [])
-        self._question, self._prefix_tree, self._steps, self._question_cache = question, {}, {}, {}
+        self._question, self._prefix_tree, self._steps = question, {}, {}
+        self._next, self._written, self._ranked_near = {}, {}, {}
+        near, nearest = self._near, self._nearest = defaultdict(Counter), defaultdict(Counter)
         for chain in chains:
             rows = step_distributions(chain)
             self._steps[chain.key] = chain, rows
             # Chains that begin with the same text have the same distribution after it, so only the first one's is kept.
-            for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], rows, strict=False):
-                self._prefix_tree.setdefault(chain.content[:start], row)
-        self._near = defaultdict(Counter)
-        for before, token, ending in _token_suffixes(chains, self.pre_tokens):
-            self._near[before, token][ending] += 1
+            beginning = new_digest()
+            for token, row in zip([*chain.tokens, b""], rows, strict=False):
+                self._prefix_tree.setdefault(beginning.digest(), row)
+                beginning.update(token)
+            for (previous, text, _), piece in _pieces(chain, self.pre_tokens):
+                near[text][piece] += 1
+                if previous is not None:
+                    nearest[previous.translate(_EQUAL_DIGITS), text][piece] += 1
 
 
 def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
@@ -182,28 +304,37 @@ def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
     return Completions(chains, get_pre_tokens(tokenizer))
 
 
-def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[tuple[bytes, bytes, Ending]]:
-    """For each token: the bytes before it in its pre-token, the token, and the ending of the pre-token."""
-    for chain in chains:
-        content = chain.content
-        bounds = [*pre_tokens.boundaries(content), len(content)]
-        begin = index = 0
-        for token, (start, end) in zip(chain.tokens, chain.spans, strict=True):
-            # Tokens and boundaries both ascend, so one pass over both lists is enough.
-            while bounds[index] <= start and index + 1 < len(bounds):
-                begin, index = bounds[index], index + 1
-            # A token may end in a later pre-token; the ending is then the rest of that pre-token.
-            after = index
-            while bounds[after] < end:
-                after += 1
-            stop = bounds[after]
-            if stop < len(content):
-                yield *pre_tokens.context(content[begin:start], token), (content[end:stop], False)
-            elif (
-                chain.stop != "length"
-            ):  # a text cut off at its token limit does not show the end of its last pre-token
-                yield *pre_tokens.context(content[begin:start], token), (content[end:], True)
+def _pieces(chain: Chain, pre_tokens: PreTokens) -> Iterator[tuple[tuple[bytes | None, bytes, bytes], Piece]]:
+    """The context of each place of a chain at which a token follows or a pre-token ends, and what comes there."""
+    content, spans, certain = chain.content, chain.spans, pre_tokens.certain
+    bounds = [0, *pre_tokens.boundaries(content), len(content)]
+    previous: bytes | None = None
+    token = 0
+    for begin, end in pairwise(bounds):
+        reached, last = begin, b""
+        while reached < end:
+            start, stop = spans[token]
+            inside = stop <= end
+            until = stop if inside else end
+            # A token that began in an earlier pre-token is no piece of this one, but the text goes on after it.
+            if start == reached < stop:
+                text = content[begin:reached]
+                here = previous, text if certain else pre_tokens.word(text), last
+                last = content[reached:until]
+                yield here, (last, IN_PRE_TOKEN if inside else AT_BOUNDARY)
+                reached = until
+            elif until > reached:
+                last, reached = content[begin:until], until
+            token += inside
+        text = content[begin:end]
+        if end < len(content):
+            if spans[token - 1][1] == end:
+                yield (previous, text if certain else pre_tokens.word(text), last), (b"", AT_BOUNDARY)
+        elif chain.stop != "length":  # a text cut off at its token limit does not show the end of its last pre-token
+            yield (previous, text if certain else pre_tokens.word(text), last), (b"", AT_END)
+        previous = text
 
 
-def _digit_shape(data: bytes) -> bytes:
-    return _DIGIT.sub(b"0", data)
+def _equal_digits(data: bytes) -> bytes:
+    """The bytes with a 0 for every digit."""
+    return data.translate(_EQUAL_DIGITS)
