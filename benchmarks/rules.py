@@ -64,6 +64,8 @@ def make_recipe(source: Path, rule: str, seed: int, steps: int, changes: list[st
         f"transfer.rule={rule}",
         f"train.steps={steps}",
         f"train.checkpoint_every={steps}",
+        "train.replay=null",
+        "select.retain=null",
         "report.controls=[]",
         *changes,
     )

@@ -28,7 +28,8 @@ RECIPE: Final = DATA / "demo.yaml"
 DATA_FOLDER: Final = Path("runs") / "miniature"  # of the copies of sets and models
 COPY_LOCK_SECONDS: Final = 60.0  # maximum wait for another process that copies them
 MODELS: Final = ("teacher", "student")
-# Overrides for the recipes of the control runs, which have no teacher and train on the solutions of the sets.
+# Overrides for the recipes of the control runs, which have no teacher and train on the solutions of the sets. They may lose
+# any ability, so that they always have a result.
 CONTROLS: Final = (
     (
         "name=demo-answers",
@@ -36,9 +37,10 @@ CONTROLS: Final = (
         "train.formats={zero-shot-answer: 1}",
         "evaluate.formats=[zero-shot-answer]",
         "select.format=zero-shot-answer",
+        "select.retain=null",
         "report.controls=[]",
     ),
-    ("name=demo-rationales", "teacher={kind: human}", "report.controls=[]"),
+    ("name=demo-rationales", "teacher={kind: human}", "select.retain=null", "report.controls=[]"),
 )
 
 
