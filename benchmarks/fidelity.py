@@ -1,9 +1,9 @@
-"""Distance of transferred targets from exact distributions, on a synthetic language in which these are known.
+"""Distance of transferred targets from exact distributions, on synthetic languages in which these are known.
 
-    POTSTILL_DATA=... python benchmarks/fidelity.py [--pairs p50k_base:t5 ...] [--shown 1 5 20 all] [--seed 1]
+    POTSTILL_DATA=... python benchmarks/fidelity.py [--languages shop ...] [--pairs p50k_base:t5 ...] [--shown 1 5 all]
 
-Prints one JSON line for each case: a pair of tokenizers, and the number of candidates that the teacher shows. For each
-rule, over all positions, over those of pieces with a digit, and over those at the start of lines:
+Prints one JSON line for each case: a language, a pair of tokenizers, and the number of candidates that the teacher
+shows. For each rule, over all positions, over those of pieces with a digit, and over those at the start of lines:
 
     variation   total variation distance from the student's exact distribution; the tail is filled by token frequency
     divergence  Kullback-Leibler divergence of the exact distribution from the filled one, in nats
@@ -11,8 +11,8 @@ rule, over all positions, over those of pieces with a digit, and over those at t
     share       share of the possible gain: (paper - rule) / (paper - ceiling), by variation
 
 The rule `text` uses the run's chains and the teacher's tokenizer, `text, bytes` only the chains, `text, alone` neither.
-The ceiling knows exactly how each candidate continues. `tests/support/oracle.py` defines the language. The rules were
-tuned with seed 0.
+The ceiling knows exactly how each candidate continues. `tests/support/languages.py` has the languages, and says
+which of them were used for development.
 """
 
 from __future__ import annotations
