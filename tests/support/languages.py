@@ -5,7 +5,7 @@ A language is a function that draws the constants of a question, and returns a f
     >>> import random
     >>> write = LANGUAGES["shop"](random.Random(0))
     >>> write(lambda *options: options[0]).splitlines()[-1]
-    'The answer is $1,116.00.'
+    'The answer is $1,252.05.'
 
 `write` asks `pick` at each choice. How likely each option is, is a taste of the question, so that the texts of a question
 resemble each other as the samples of one teacher do.
