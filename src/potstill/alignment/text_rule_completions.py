@@ -48,8 +48,15 @@ new_digest = partial(blake2b, digest_size=16)
 
 # What comes after a text: (bytes, where they end). The bytes are a token, or the part of it that belongs to the pre-token.
 Piece = tuple[bytes, int]
-IN_PRE_TOKEN, AT_BOUNDARY, AT_END = 0, 1, 2  # where a piece ends: the pre-token goes on; it ends; the text ends
+IN_PRE_TOKEN, AT_BOUNDARY, AT_END = (
+    0,
+    1,
+    2,
+)  # where a piece ends: inside the pre-token, at its end, at the end of the text
 Ending = tuple[bytes, bool, float]  # the rest of a pre-token, whether the text ends there, share
+# The counts that are used besides those of the run: whether those of the question, and the pre-token before, with equal
+# digits, if those behind it.
+Levels = tuple[bool, bytes | None]
 RankedPieces = tuple[list[tuple[Piece, int]], int]  # the most frequent pieces with their counts; the sum of all counts
 WrittenTokens = tuple[tuple[int, ...], float]  # the student's tokens of a text, and the text's share
 
@@ -114,14 +121,12 @@ class Completions:
 
     def prefix_tree(self, question: str) -> Mapping[bytes, StepProbabilities]:
         """Maps the digest of the beginning of a chain of this question to the probabilities of the outcomes after it."""
-        if question != self._question:
-            self._open(question)
+        self._open(question)
         return self._prefix_tree
 
     def steps(self, chain: Chain) -> Sequence[StepProbabilities]:
         """The probabilities of the outcomes at each step of a chain."""
-        if chain.question != self._question:
-            self._open(chain.question)
+        self._open(chain.question)
         cached = self._steps.get(chain.key)
         return cached[1] if cached and cached[0] is chain else step_distributions(chain)
 
@@ -131,10 +136,10 @@ class Completions:
 
         rare  whether to leave out all endings with a smaller share than RARE_SHARE instead of MIN_SHARE, which is faster
         """
-        if question != self._question:
-            self._open(question)
-        pieces = self._next_pieces(context.text, context.last, *self._find_levels(context))
-        return self._follow(context, pieces, RARE_SHARE if rare else MIN_SHARE)
+        self._open(question)
+        levels = self._find_levels(context)
+        pieces = self._next_pieces(context.text, context.last, levels)
+        return self._follow(context.text, levels, pieces, RARE_SHARE if rare else MIN_SHARE)
 
     def unseen_endings(
         self, question: str, context: Context, shown: Iterable[bytes | End], first: bool, least: float = 0.0
@@ -144,15 +149,16 @@ class Completions:
         first  whether the pre-token begins the text
         least  endings with a smaller share are left out
         """
-        if question != self._question:
-            self._open(question)
+        self._open(question)
         seen = {self._piece(context.text, outcome, first) for outcome in shown}
-        pieces = self._next_pieces(context.text, context.last, *self._find_levels(context))
+        levels = self._find_levels(context)
+        pieces = self._next_pieces(context.text, context.last, levels)
         pieces = [(piece, share) for piece, share in pieces if piece not in seen]
         if context.previous is not None and not context.text:  # whitespace begins every pre-token but the first
             pieces = [(piece, share) for piece, share in pieces if is_whitespace(piece[0][:1])]
         total = sum([share for _, share in pieces])
-        return self._follow(context, [(piece, share / total) for piece, share in pieces], max(least, MIN_SHARE))
+        pieces = [(piece, share / total) for piece, share in pieces]
+        return self._follow(context.text, levels, pieces, max(least, MIN_SHARE))
 
     def continuations(
         self, question: str, context: Context, first: bool, teacher: PreTokens | None, rare: bool = False
@@ -165,8 +171,7 @@ class Completions:
                  do not count
         rare     as in `endings`
         """
-        if question != self._question:
-            self._open(question)
+        self._open(question)
         near, shape = self._find_levels(context)
         cache = self._written if near else self._written_in_run
         key = shape, context.text, context.last, first, teacher, rare
@@ -189,10 +194,12 @@ class Completions:
         tokens = self.pre_tokens.tokens(pre_token, first)
         return tokens if eos is None else (*tokens, eos)
 
-    def _follow(self, context: Context, pieces: Sequence[tuple[Piece, float]], least: float) -> tuple[Ending, ...]:
-        """The endings that begin with some pieces, whose shares are given, the largest first."""
+    def _follow(
+        self, text: bytes, levels: Levels, pieces: Sequence[tuple[Piece, float]], least: float
+    ) -> tuple[Ending, ...]:
+        """The endings of a pre-token that begins with a text, if it continues with one of some pieces. Their shares are
+        given, the largest first."""
         shares: dict[tuple[bytes, bool], float] = {}
-        near, shape = self._find_levels(context)
         growing = [(b"", 1.0, pieces)]  # (text before the pieces, its share, the pieces after it)
         while growing:
             before, weight, pieces = growing.pop()
@@ -205,14 +212,13 @@ class Completions:
                     key = rest, end == AT_END
                     shares[key] = shares.get(key, 0.0) + share
                 elif len(rest) < MAX_REST:
-                    growing.append((rest, share, self._next_pieces(context.text + rest, piece, near, shape)))
+                    growing.append((rest, share, self._next_pieces(text + rest, piece, levels)))
         total = sum(shares.values())
         ranked = sorted(shares.items(), key=lambda pair: -pair[1])
         return tuple([(rest, ended, share / total) for (rest, ended), share in ranked])
 
-    def _find_levels(self, context: Context) -> tuple[bool, bytes | None]:
-        """The levels for a context and the texts that continue it: whether the question's counts are used, and the
-        pre-token before, with equal digits, if the counts behind it are used."""
+    def _find_levels(self, context: Context) -> Levels:
+        """The levels for a context and the texts that continue it."""
         # A context that no chain of the question has continues in the same way in all questions, so it can be cached.
         word = self.pre_tokens.word(context.text)
         if word not in self._near:
@@ -220,12 +226,10 @@ class Completions:
         shape = None if context.previous is None else _equal_digits(context.previous)
         return True, shape if (shape, word) in self._nearest else None
 
-    def _next_pieces(self, text: bytes, last: bytes, near: bool, shape: bytes | None) -> Sequence[tuple[Piece, float]]:
+    def _next_pieces(self, text: bytes, last: bytes, levels: Levels) -> Sequence[tuple[Piece, float]]:
         """What comes after a text with this last token, with its share, the largest share first. Smaller shares than
-        MIN_SHARE are left out. Empty if no chain has the last token.
-
-        near, shape  the levels, from `_find_levels`
-        """
+        MIN_SHARE are left out. Empty if no chain has the last token."""
+        near, shape = levels
         word = self.pre_tokens.word(text)
         nearest = None if shape is None else self._nearest.get((shape, word))
         cache = self._next if near else self._next_in_run
@@ -237,16 +241,16 @@ class Completions:
             cache.clear()
         run = self._by_text.get(word) or self._by_shape.get(_equal_digits(word))
         run = run or self._by_token.get((last, len(last) == len(word)))
-        levels = [counts for counts in (nearest, self._near.get(word) if near else None, run) if counts]
-        if len(levels) == 1:
-            ranked, total = self._ranked(levels[0], self._ranked_in_run if levels[0] is run else self._ranked_near)
+        found = [counts for counts in (nearest, self._near.get(word) if near else None, run) if counts]
+        if len(found) == 1:
+            ranked, total = self._ranked(found[0], self._ranked_in_run if found[0] is run else self._ranked_near)
             least = MIN_SHARE * total
             pieces = cache[key] = [(piece, count / total) for piece, count in ranked if count >= least]
             return pieces
         shares: dict[Piece, float] = {}
         weight = 1.0
-        for counts in levels:
-            lower = BACK_OFF if counts is not levels[-1] else 0.0
+        for counts in found:
+            lower = BACK_OFF if counts is not found[-1] else 0.0
             ranked, total = self._ranked(counts, self._ranked_in_run if counts is run else self._ranked_near)
             scale = weight / (total + lower)
             for piece, count in ranked:
@@ -273,7 +277,9 @@ class Completions:
         return (outcome, IN_PRE_TOKEN) if boundary is None else (outcome[: boundary - len(text)], AT_BOUNDARY)
 
     def _open(self, question: str) -> None:
-        """Compute the data of a question."""
+        """Compute the data of a question, unless it is the current one."""
+        if question == self._question:
+            return
         chains = self._chains.get(question, [])
         self._question, self._prefix_tree, self._steps = question, {}, {}
         self._next, self._written, self._ranked_near = {}, {}, {}
@@ -289,7 +295,7 @@ class Completions:
             for (previous, text, _), piece in _pieces(chain, self.pre_tokens):
                 near[text][piece] += 1
                 if previous is not None:
-                    nearest[previous.translate(_EQUAL_DIGITS), text][piece] += 1
+                    nearest[_equal_digits(previous), text][piece] += 1
 
 
 def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
@@ -316,7 +322,7 @@ def _pieces(chain: Chain, pre_tokens: PreTokens) -> Iterator[tuple[tuple[bytes |
             start, stop = spans[token]
             inside = stop <= end
             until = stop if inside else end
-            # A token that began in an earlier pre-token is no piece of this one, but the text goes on after it.
+            # A token that began in an earlier pre-token is not a piece of this one, but the text continues after it.
             if start == reached < stop:
                 text = content[begin:reached]
                 here = previous, text if certain else pre_tokens.word(text), last
