@@ -179,8 +179,8 @@ def test_most_of_the_gap_is_closed_where_numbers_may_be_any_of_many(data: Path, 
     assert (paper - text) / (paper - sum(ceiling) / len(ceiling)) > 0.75
 
 
-def test_what_was_not_shown_goes_on_as_in_other_chains() -> None:
-    """Half of a step is unseen. In other chains ` ` goes on with 15 and with 47, which the student writes as ` 4` and `7`."""
+def test_what_was_not_shown_continues_as_in_other_chains() -> None:
+    """Half of a step is unseen. In other chains, 15 and 47 follow ` `, and the student writes ` 47` as ` 4` and `7`."""
     pieces = {piece: index for index, piece in enumerate([*" 12457", " 4", "</s>"])}
     student = tokenizers.Tokenizer(tokenizers.models.BPE(pieces, [(" ", "4")]))
     student.add_special_tokens(["</s>"])

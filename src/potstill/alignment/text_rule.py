@@ -345,7 +345,7 @@ def _find_branch(ids: Sequence[int], tokens: Sequence[int], first: int, skipped:
 def _build_guesses(path: _ChainPath, step: int) -> dict[Branch, float]:
     """Branches for the outcomes that the teacher did not show at a step, each with its probability given the text before it.
 
-    They continue the text as the run's chains do. Empty if little is unseen or no chain goes on with another outcome.
+    They continue the text as the run's chains do. Empty if little is unseen, or if no chain continues with another outcome.
     """
     unseen, run = path.unseen[step], path.run
     if run is None or unseen < MIN_UNSEEN:
