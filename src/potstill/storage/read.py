@@ -111,9 +111,9 @@ def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def iter_records(kind: type[Record], path: Path, *, torn: bool = False) -> Iterator[Record]:
+def iter_records(kind: type[Record], path: Path) -> Iterator[Record]:
     """The records of a JSONL file; see `read_jsonl`. Raises UserError if a line is not a record of the class `kind`."""
-    for number, row in read_jsonl(path, torn=torn):
+    for number, row in read_jsonl(path):
         yield _parse_record(kind, row, f"{path} line {number}")
 
 

@@ -145,18 +145,12 @@ def count_by_question(paths: Iterable[Path], source: str = "") -> dict[str, int]
 
 def iter_chains(path: Path) -> Iterator[Chain]:
     """The chains of all complete lines of a segment. Raises UserError for a line that is not a chain."""
-    start = 0
-    with as_user_errors(path), open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            if line.strip() and NUL_BYTE not in line:
-                try:
-                    chain = decode_chain(line)
-                except CHAIN_FAULTS as fault:
-                    raise _chain_error(f"{path} byte {start}", fault) from None
-                yield chain
-            start += len(line)
+    for _, start, line in _complete_lines(path):
+        try:
+            chain = decode_chain(line)
+        except CHAIN_FAULTS as fault:
+            raise _chain_error(f"{path} byte {start}", fault) from None
+        yield chain
 
 
 def merge_segments(folder: Path) -> Iterator[FlatChain]:
@@ -204,19 +198,25 @@ def merge_segments(folder: Path) -> Iterator[FlatChain]:
 
 def _iter_lines(path: Path) -> Iterator[tuple[ChainKey, int, int]]:
     """Key, first byte and length of every complete line. Only the part of a line before the text is parsed."""
+    for number, start, line in _complete_lines(path):
+        head, text_field, _ = line.partition(TEXT_FIELD)
+        try:
+            row = json.loads(head + b"}" if text_field else line)
+            key = (row["question"], row["source"], int(row["index"]))
+        except (KeyError, TypeError, ValueError, RecursionError) as fault:
+            raise _chain_error(f"{path} line {number}", fault) from None
+        yield key, start, len(line)
+
+
+def _complete_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number (from 1), first byte and content of every complete line, without those that a power loss damaged."""
     start = 0
     with as_user_errors(path), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             if line.strip() and NUL_BYTE not in line:
-                head, text_field, _ = line.partition(TEXT_FIELD)
-                try:
-                    row = json.loads(head + b"}" if text_field else line)
-                    key = (row["question"], row["source"], int(row["index"]))
-                except (KeyError, TypeError, ValueError, RecursionError) as fault:
-                    raise _chain_error(f"{path} line {number}", fault) from None
-                yield key, start, len(line)
+                yield number, start, line
             start += len(line)
 
 
