@@ -20,7 +20,7 @@ from potstill import hub, object_store
 from potstill.errors import UserError
 from potstill.run_reader import open_run
 from potstill.stages import recipe_stages
-from potstill.storage import manifest, run_folder
+from potstill.storage import atomic, manifest, run_folder
 
 # Licences that require everybody who publishes a model to pass on their terms -> address of the terms.
 TERMS: Final = {
@@ -32,6 +32,7 @@ TERMS: Final = {
     "llama3.3": "https://www.llama.com/llama3_3/license",
     "llama4": "https://www.llama.com/llama4/license",
 }
+LOCAL_SUFFIXES: Final = (".lock", atomic.PARTIAL_SUFFIX, atomic.RESUMED_SUFFIX)  # of files that belong to processes
 NO_CHANGES: Final = ("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0")
 GEMMA_NOTICE: Final = (
     b"Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
@@ -113,9 +114,6 @@ def push_to_store(run_dir: Path, url: str, *, whole_run: bool) -> list[str]:
         }
         upload = object_store.upload_folder(files, url, "push")
     return [_describe_upload(url, upload), f"copy it to another machine: potstill pull {url} {run_dir}"]
-
-
-LOCAL_SUFFIXES: Final = (".lock", ".potstill-partial", ".potstill-part")  # of files that belong to processes
 
 
 def _describe_upload(url: str, upload: object_store.Upload) -> str:

@@ -26,11 +26,11 @@ from potstill.object_store.listing import (
     read_sums,
     store_errors,
 )
+from potstill.storage.atomic import PARTIAL_SUFFIX
 from potstill.storage.manifest import mebibyte_counter
 
 # Schemes whose stores show a file only when it is complete.
 OBJECT_SCHEMES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2", "hf", "memory")
-PARTIAL_SUFFIX: Final = ".potstill-partial"
 
 
 @dataclass(frozen=True, slots=True)
