@@ -25,6 +25,7 @@ from typing import Final
 import numpy as np
 
 from potstill.alignment.rewrite import merge_candidates
+from potstill.recipe.teacher import LearntPart
 from potstill.records import END, Candidate, Chain, End, StopReason, token_spans
 from potstill.serialization import BoundedMemo
 from potstill.teachers import chain_parts
@@ -142,7 +143,7 @@ def _read_parts(
     parts: TextParts,
     entries: list[TokenEntry],
     stop: StopReason,
-    learnt: token_entries.LearntPart,
+    learnt: LearntPart,
     defects: set[str],
 ) -> tuple[Chain, int, bool]:
     """The chain of the learnt parts, the byte at which its answer begins, and whether the end has an entry."""

@@ -13,9 +13,9 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
+from potstill.recipe.teacher import LearntPart
 from potstill.records import Prompt, Question, Turn
 from potstill.storage.segments import ChainKey
-from potstill.teachers.openai_api.token_entries import LearntPart
 from potstill.teachers.protocol import PromptBuilder
 
 NEUTRAL_PARAMETERS: Final[dict[str, Any]] = {

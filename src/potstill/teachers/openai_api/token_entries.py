@@ -26,12 +26,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
+from potstill.recipe.teacher import LearntPart
 from potstill.records import END, End, Semantics
 from potstill.teachers.openai_api.response import Choice, Logprobs, TokenLogprobs, TokenOutcome, token_bytes
 
-LearntPart = Literal["both", "reasoning", "answer", "shortened"]
 # The bytes of a token, or END. None: another special token, or unknown bytes; empty: only a part of a character
 Piece = bytes | End | None
 MAX_GAP_BYTES: Final = 64  # maximum number of bytes without an entry before a token
