@@ -51,8 +51,9 @@ ON_POLICY = (
     " learning_rate: 1e-2, warmup_steps: 1, keep: 0.3}"
 )
 
-# The demo in a minute: the same models and stages, fewer questions and steps.
+# The demo in a minute: the same models and stages, fewer questions and steps. Such a student keeps no ability, so no bound.
 DEMO = (
+    "select.retain=null",
     "questions.limit={train: 40, validation: 20, test: 20}",
     "train.steps=4",
     "train.checkpoint_every=2",
