@@ -87,6 +87,17 @@ def test_every_stage_is_made_once_and_the_runs_equal_runs_that_were_made_alone(h
     assert len(answers) < 4 * len(list(Path("runs/rules").glob("*/evaluate/[0-9]*"))), "the base answers once"
 
 
+def test_a_stage_that_is_made_in_another_runs_folder_takes_the_first_stages_from_a_third(here: Path) -> None:
+    """The run is made before the run whose alignment it shares, as when two processes make the runs of a study."""
+    plan = study.open_study(Path("rules.yaml"))
+    first, _, maker, last = plan.runs
+    study.make_run(plan, first)
+    study.make_run(plan, last)
+    assert events(maker.run_dir, "copied") == ["collect", "sample", "filter"]
+    assert events(maker.run_dir, "done") == ["align"]
+    assert events(last.run_dir, "copied") == ["collect", "sample", "filter", "align"]
+
+
 def test_finished_runs_are_not_made_again(here: Path) -> None:
     before = results(make_all())
     plan = make_all()
@@ -175,7 +186,9 @@ def test_shards_and_kills_come_to_the_same_results(here: Path, undisturbed: dict
         start_command("study", "rules.yaml", "--shard", f"{number}/2", cwd=here, output=here / f"{number}.txt")
         for number in (1, 2)
     ]
-    assert [exit_code(process, 300) for process in processes] == [0, 0], (here / "1.txt").read_text("utf-8")
+    outputs = [here / "1.txt", here / "2.txt", *sorted((here / "runs" / "rules" / "logs").glob("*.log"))]
+    codes = [exit_code(process, 300) for process in processes]
+    assert codes == [0, 0], "\n".join(f"{path.name}:\n{path.read_text('utf-8')}" for path in outputs)
     plan = study.open_study(Path("rules.yaml"))
     assert made(plan)["sample"] == 1
     for name, contents in results(plan).items():

@@ -112,13 +112,19 @@ def _has_keys(identity: Identity, recipe: Recipe) -> bool:
     return dict(identity.recipe) == runner.identity_keys(recipe, identity.stage)
 
 
-def share_stages(study: Study, run: StudyRun) -> None:
+def share_stages(study: Study, run: StudyRun, until: str | None = None) -> None:
     """Copy every stage that another run has made, or makes, for this run. Wait for runs that are making one.
 
-    If nobody makes the stage, this process makes it in the maker's folder. Raises UserError as `runner.run` does.
+    If nobody makes the stage, this process makes it in the maker's folder, and shares the stages before it, too.
+
+    until  the last stage; None for all
+
+    Raises UserError as `runner.run` does.
     """
     keys = {other.name: stage_keys(other.recipe) for other in study.runs}
-    left = [name for name in keys[run.name] if manifest.read_state(run.run_dir / name).manifest is None]
+    names = list(keys[run.name])
+    wanted = names if until is None else names[: names.index(until) + 1]
+    left = [name for name in wanted if manifest.read_state(run.run_dir / name).manifest is None]
     makers = {
         name: find_maker([other for other in study.runs if keys[other.name].get(name) == keys[run.name][name]], name)
         for name in left
@@ -126,7 +132,7 @@ def share_stages(study: Study, run: StudyRun) -> None:
     for number, name in enumerate(left):
         maker = makers[name]
         if maker.name != run.name:
-            _wait_or_make(maker, name)
+            _wait_or_make(study, maker, name)
         sources = [maker.run_dir, *_finished_folders(study.folder, name)]
         source = copy_finished_stage(run.recipe, run.run_dir, name, sources)
         if source is not None:
@@ -190,10 +196,11 @@ def _without(identity: Identity, ignored: Collection[str]) -> Identity:
     )
 
 
-def _wait_or_make(maker: StudyRun, name: str) -> None:
+def _wait_or_make(study: Study, maker: StudyRun, name: str) -> None:
     """Return when the maker's stage is finished. If no process makes it, make it here."""
 
     def make() -> None:
+        share_stages(study, maker, until=name)  # the maker may not have begun: others have its first stages
         runner.run(maker.recipe, maker.run_dir, until=name)
 
     def is_done() -> bool:
