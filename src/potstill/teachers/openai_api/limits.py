@@ -26,6 +26,7 @@ reservation and an estimate from the received text.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Final
@@ -160,8 +161,8 @@ class Budget:
 
     def _max_cost(self, prompt: Prompt, n: int) -> Reservation:
         density = TOKENS_PER_BYTE_AT_MOST if self.prompt_density == 0 else max(self.prompt_density, 0.1)
-        prompt_tokens, written = _prompt_bytes(prompt) * density, n * self.longest_text
-        return prompt_tokens + written, compute_cost(self.settings, prompt_tokens, written)
+        prompt_tokens, written = math.ceil(_prompt_bytes(prompt) * density), n * self.longest_text
+        return float(prompt_tokens + written), compute_cost(self.settings, prompt_tokens, written)
 
     def settle(self, reservation: Reservation, prompt: Prompt, n: int, reply: Reply) -> None:
         """Release the reservation for n texts, and charge the cost of the reply."""
