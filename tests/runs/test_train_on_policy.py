@@ -39,6 +39,9 @@ def change(section: str, old: str, new: str) -> str:
     return section.replace(old, new)
 
 
+BOUNDED = WINDOW.replace("refresh_every: 3", "refresh_every: 5, max_kl: 1e-6")
+
+
 @pytest.fixture(scope="module")
 def aligned(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to `align`, whose chains every run here shares: only `train` differs."""
@@ -54,6 +57,11 @@ def aligned_task(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def windowed(world: Path, aligned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(world, aligned, tmp_path_factory.mktemp("windowed") / "run", WINDOW)
+
+
+@pytest.fixture(scope="module")
+def bounded(world: Path, aligned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(world, aligned, tmp_path_factory.mktemp("bounded") / "run", BOUNDED)
 
 
 def trained(world: Path, aligned: Path, folder: Path, *changes: str) -> Path:
@@ -158,12 +166,43 @@ def test_texts_of_a_window_are_written_by_the_weights_before_it(world: Path, win
     assert graded and all(text.advantage == -0.1 for text in graded if text.reward == 0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("section", [BOTH, WINDOW])
-def test_a_crash_leaves_nothing_that_a_resume_does_not_mend(
-    world: Path, aligned: Path, windowed: Path, tmp_path: Path, section: str
+def test_texts_are_written_again_when_the_weights_have_moved_too_far(world: Path, bounded: Path) -> None:
+    """Texts of the first weights have a divergence of 0, so each is used for one step, and the next step finds it stale."""
+    rows, texts = metrics(bounded), read_own_texts(bounded / "train" / OWN_TEXTS_FILE)
+    assert [row["written"]["staleness"] for row in rows] == [0, 1, 0, 1]
+    assert [row["written"]["kl"] > 1e-6 for row in rows] == [False, True, False, True]
+    assert [text.step for text in texts] == sorted(text.step for text in texts), "what was discarded is not in the file"
+    assert {text.step for text in texts} == {1, 2, 3, 4, 5}, "the texts of step 5 were not replaced yet"
+
+
+def test_a_bound_that_is_never_reached_changes_nothing(
+    world: Path, aligned: Path, windowed: Path, tmp_path: Path
 ) -> None:
-    whole = windowed if section == WINDOW else trained(world, aligned, tmp_path / "whole", section)
+    section = change(WINDOW, "refresh_every: 3", "refresh_every: 3, max_kl: 100")
+    run_dir, manifests = trained(world, aligned, tmp_path / "run", section), ("train/begun.json", "train/manifest.json")
+    found, wanted = train_files(run_dir), train_files(windowed)
+    assert {name: found[name] for name in wanted if name not in manifests} == {
+        name: content for name, content in wanted.items() if name not in manifests
+    }
+
+
+def test_more_steps_continue_inside_a_window_that_was_written_again(
+    world: Path, aligned: Path, bounded: Path, tmp_path: Path
+) -> None:
+    long = trained(world, aligned, tmp_path / "long", BOUNDED, "train.steps=6")
+    grown = Path(shutil.copytree(bounded, tmp_path / "grown"))
+    tiny.make(world, grown, BOUNDED, "train.steps=6", until="train")
+    names = [f"train/{OWN_TEXTS_FILE}", "train/metrics.jsonl", "train/checkpoints/6/model.safetensors"]
+    assert [tiny.contents(grown)[name] for name in names] == [tiny.contents(long)[name] for name in names]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", [BOTH, WINDOW, BOUNDED])
+def test_a_crash_leaves_nothing_that_a_resume_does_not_mend(
+    world: Path, aligned: Path, windowed: Path, bounded: Path, tmp_path: Path, section: str
+) -> None:
+    made = {WINDOW: windowed, BOUNDED: bounded}
+    whole = made[section] if section in made else trained(world, aligned, tmp_path / "whole", section)
     wanted, number, crashed = train_files(whole), 1, True
     while crashed:
         run_dir = Path(shutil.copytree(aligned, tmp_path / str(number)))
@@ -270,6 +309,7 @@ REFUSED = [
     (("[sums]}", "[sums], model: null}"), "E-recipe-on-policy-nothing"),
     (("samples: 2", "samples: 1, rewards: {advantage_weight: 1}"), "E-recipe-on-policy-samples"),
     (("samples: 2", "divergence_weight: 0"), "E-recipe-on-policy-nothing"),
+    (("samples: 2", "max_kl: 0.1"), "E-recipe-on-policy-max-kl"),
     (("[sums]}", "[sums], budget: {tokens: 5}}"), "E-recipe-scorer-server"),
     (("[sums]}", "[sums], kind: openai}"), "E-recipe-scorer-server"),
 ]

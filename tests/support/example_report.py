@@ -152,7 +152,7 @@ def own_texts() -> OwnTextSummary:
         right = 0.4 - 0.4 * math.exp(-step / 150)
         measures = {"texts": 16, "length": 80 + 9 * math.sin(step), "truncated": 0.02, "no_answer": 0.3 - right / 2}
         measures |= {"right": right, "reward": right + 0.01, "surprise": 0.2 + math.exp(-step / 90)}
-        measures |= {"staleness": 1 - step % 2, "ratio": 1.02, "capped": 0.01, "clipped": 0.0}
+        measures |= {"staleness": 1 - step % 2, "ratio": 1.02, "capped": 0.01, "clipped": 0.0, "kl": 0.004}
         divergences = {"big": 3 * math.exp(-step / 100), "base": 0.1 + step / 4000}
         steps.append(OwnTextStep(step, divergences, measures) if step > 100 else OwnTextStep(step, {}, {}))
     return OwnTextSummary(

@@ -77,6 +77,7 @@ def test_value_and_gradient_are_those_of_the_formula(divergence: str, seed: int,
     assert not values.requires_grad and torch.allclose(by_name["ratio"], ratio)
     assert torch.allclose(by_name["divergence"], plain_divergence(divergence, log_q, ids, probs, 0.3), rtol=1e-6)
     assert by_name["capped"].tolist() == ([0.0] * n if cap is None else (ratio > cap).double().tolist())
+    assert torch.allclose(by_name["kl"], ratio - 1 - ratio.log()) and bool((by_name["kl"] >= 0).all())
     outside = [(r > 1.2 and a > 0) or (r < 0.8 and a < 0) for r, a in zip(ratio, texts.advantages, strict=True)]
     assert by_name["clipped"].tolist() == outside
 

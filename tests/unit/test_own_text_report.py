@@ -65,10 +65,10 @@ def test_panels_that_would_say_nothing_are_left_out() -> None:
         steps = (OwnTextStep(1, {}, {}), OwnTextStep(2, {"a": 1.0, "b": float("inf")}, {"texts": 1, **measures}))
         return [panel.measure for panel in list_panels(OwnTextSummary((), window, 2.0, steps))]
 
-    ratios = {"ratio": 1.0, "capped": 0.0, "clipped": 0.0}
+    ratios = {"ratio": 1.0, "capped": 0.0, "clipped": 0.0, "kl": 0.01}
     assert titles(1, right=0.5, reward=0.5, **ratios) == ["divergence", "right"]
     assert titles(1, right=0.5, reward=0.25, **ratios) == ["divergence", "right", "reward"]
-    assert titles(4, **{**ratios, "clipped": 0.1}) == ["divergence", "ratio", "capped", "clipped"]
+    assert titles(4, **{**ratios, "clipped": 0.1}) == ["divergence", "ratio", "kl", "capped", "clipped"]
 
 
 @given(

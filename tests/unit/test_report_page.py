@@ -256,6 +256,7 @@ def test_own_texts_are_shown_with_their_grades_and_measures() -> None:
     assert text.index("✓ right: 27") < text.index("Texts with the lowest reward") < text.index("✗ wrong: 6")
     assert "advantage +0.70" in text and "advantage −0.70" in text and "Gold answer: 27" in text
     titles = ["divergence: big", "divergence: base", "right", "mean reward", "importance ratio", "ratio capped"]
+    titles.append("KL since writing")
     assert all(section.count(f">{title}<") >= 3 for title in titles), "in both figures and in the list"
     assert "clipped" not in text, "no token was clipped"
     rows = read(build_tables(full)["own-texts"])

@@ -212,8 +212,9 @@ COLUMNS: Final = {
     # report tables
     "measure": "`divergence` (mean per position, in nats); `texts`, `length`, `truncated`, `right`, `no_answer`, `reward`"
     " (number of texts, mean number of tokens, shares, mean reward); `surprise` (mean of -log of a token's probability, which"
-    " estimates the entropy); `staleness` (steps since the weights that wrote the texts); `ratio`, `capped`, `clipped`"
-    " (mean importance ratio, and the shares of tokens above the cap and without a gradient of the advantage).",
+    " estimates the entropy); `staleness` (steps since the weights that wrote the texts); `kl` (divergence of the current"
+    " weights from these); `ratio`, `capped`, `clipped` (mean importance ratio, and the shares of tokens above the cap and"
+    " without a gradient of the advantage).",
     "scorer": "The scorer of `train.on_policy.scorers`, for a divergence.",
     "report/own-texts.csv value": "The value.",
     "student": "`base`, `specialized`, or a control.",

@@ -32,7 +32,13 @@ from torch import Tensor
 
 from potstill.losses.divergences import Loss, candidate_log_probabilities
 
-ON_POLICY_MEASURES: Final = ("surprise", "ratio", "capped", "clipped")  # columns of the values after the divergence
+ON_POLICY_MEASURES: Final = (
+    "surprise",
+    "ratio",
+    "capped",
+    "clipped",
+    "kl",
+)  # columns of the values after the divergence
 
 MAX_LOG_RATIO: Final = 20.0  # larger ratios count as this one, so that none is infinite
 
@@ -85,13 +91,14 @@ class OnPolicyLoss:
         written: WrittenPositions,
         **head: Any,
     ) -> tuple[Tensor, Tensor]:
-        """sum(weights * values) [] with its gradient, and [n, 5] constants: the divergence in nats without any weight, then
+        """sum(weights * values) [] with its gradient, and [n, 6] constants: the divergence in nats without any weight, then
         the ON_POLICY_MEASURES of each position.
 
         surprise  -log q of the written token, in nats; its mean estimates the entropy of the student at temperature 1
         ratio     q / q', 1 without `written`
         capped    1 if the ratio is above `ratio_cap`, else 0
         clipped   1 if the ratio is so far from 1 that the advantage has no gradient, else 0
+        kl        r - 1 - log r of the ratio r, never negative; its mean estimates KL(q' || q) in nats (Schulman's k3)
 
         hidden, lm_head, ids, probs, head  as in `potstill.losses.sparse_kl`
         weights                            [n] weight of each position
@@ -101,7 +108,8 @@ class OnPolicyLoss:
         column = (ids == written.tokens[:, None]).int().argmax(1, keepdim=True)
         log_written = log_q.gather(1, column).squeeze(1)
         before = log_written.detach() if written.written is None else written.written
-        ratio = (log_written - before).clamp_max(MAX_LOG_RATIO).exp()
+        log_ratio = (log_written - before).clamp_max(MAX_LOG_RATIO)
+        ratio = log_ratio.exp()
         divergence = self.divergence.of_log_probabilities(log_q, probs)
         constant = ratio.detach()
         importance = torch.ones_like(constant) if self.ratio_cap is None else constant.clamp_max(self.ratio_cap)
@@ -112,6 +120,7 @@ class OnPolicyLoss:
         pulled = torch.where(weight > 0, divergence, 0.0) * weight
         is_clipped = ((constant > high) & (written.advantages > 0)) | ((constant < low) & (written.advantages < 0))
         is_capped = torch.zeros_like(is_clipped) if self.ratio_cap is None else constant > self.ratio_cap
-        columns = (divergence.detach(), -log_written.detach(), constant, is_capped, is_clipped)
+        kl = constant - 1 - log_ratio.detach()
+        columns = (divergence.detach(), -log_written.detach(), constant, is_capped, is_clipped, kl)
         values = torch.stack([column.to(log_q.dtype) for column in columns], 1)
         return (weights * (pulled - surrogate)).sum(), values

@@ -159,6 +159,13 @@ class TrainOnPolicySection(Section):
         description="With refresh_every above 1: a token's divergence is weighted by its probability divided by its "
         "probability when it was written, at most by this number; null: no weights.",
     )
+    max_kl: float | None = Field(
+        default=None,
+        gt=0,
+        description="With refresh_every above 1: if the divergence of the current weights from those that wrote the texts "
+        "exceeds this number of nats per token in a step, the student writes the texts of the remaining steps again, as "
+        "with target_kl of PPO; null: only after refresh_every steps.",
+    )
     rewards: RewardsSection = Field(default=RewardsSection(), description="What the grader's verdicts change.")
 
     def share_at(self, step: int) -> float:
@@ -201,6 +208,9 @@ class TrainOnPolicySection(Section):
         if self.rewards.advantage_weight and self.samples < 2:
             message = "rewards.advantage_weight compares the texts of one question"
             refuse("E-recipe-on-policy-samples", message, hint="set train.on_policy.samples to 2 or more")
+        if self.max_kl is not None and not self.stores_probabilities:
+            message = "max_kl bounds the staleness of texts, but refresh_every: 1 leaves none stale"
+            refuse("E-recipe-on-policy-max-kl", message, hint="set train.on_policy.refresh_every to 2 or more")
         for scorer in self.scorers.values():
             has_reward = scorer.rewards and self.rewards.has_advantages
             if (scorer.model is None or not self.divergence_weight) and not has_reward:

@@ -57,6 +57,11 @@ MEASURES: Final = {
         "the texts are as good as new ones.",
         False,
     ),
+    "kl": (
+        "KL since writing",
+        "divergence of the current weights from those that wrote the texts, in nats per token. At 0, they are the same.",
+        False,
+    ),
     "capped": ("ratio capped", "share of tokens whose ratio is above the cap, {cap:g}, and counts as the cap.", True),
     "clipped": (
         "ratio clipped",
@@ -64,7 +69,7 @@ MEASURES: Final = {
         True,
     ),
 }
-AHEAD: Final = ("ratio", "capped")  # shown if texts were written ahead
+AHEAD: Final = ("ratio", "kl", "capped")  # shown if texts were written ahead
 
 
 def list_panels(summary: OwnTextSummary) -> list[Panel]:

@@ -135,6 +135,8 @@ def _describe_own_texts(recipe: Recipe) -> Iterator[str]:
         yield f"During training, the student wrote the texts for {100 * section.share:g} % of the prompts itself{many}."
     if section.refresh_every > 1:
         yield f"The texts of {section.refresh_every} steps were written at once, with the weights before the first of them."
+    if section.max_kl is not None:
+        yield f"They were written again when the divergence since then exceeded {section.max_kl:g} nats per token."
     for name, entry in section.scorers.items():
         scorer, sets = describe_scorer(recipe, name), ", ".join(entry.sets)
         part = ", and scores only what comes after the thoughts" if entry.part == "answer" else ""

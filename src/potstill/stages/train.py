@@ -199,7 +199,9 @@ class Train(Stage):
                 seed=recipe.training_seed,
             ):
                 if texts is not None:
-                    step = replace(step, written={**measures, **(step.written or {})})
+                    written = {**measures, **(step.written or {})}
+                    step = replace(step, written=written)
+                    texts.end_step(step.step, written)
                     right.extend([measures["right"]] if "right" in measures else [])
                 speed = training.compute_step_speed(
                     step.step,
@@ -271,7 +273,9 @@ def _open_own_texts(
         return None
     file = run_dir / "train" / OWN_TEXTS_FILE
     texts = on_policy.OwnTexts(on_policy.plan_training(run_dir, recipe, student, file, servers), student)
-    texts.resume(resumed)
+    metrics = run_dir / "train" / "metrics.jsonl"
+    rows = training.broadcast_from_main(lambda: [row for _, row in storage.read_jsonl(metrics)][-1:] if resumed else [])
+    texts.resume(resumed, rows[0]["written"] if rows else {})
     return texts
 
 

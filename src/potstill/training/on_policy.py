@@ -10,7 +10,9 @@ form of the evaluation (`select.format`), the scorer gives its distribution at e
 may weigh the answers (`rewards`). The texts, and with them a step, are a function of the weights, the seed and the step.
 
 Texts may be written for several steps at once, a *window* of `refresh_every` steps, with the weights before its first
-step. The log-probabilities under these weights are stored with the texts, for the ratios of `losses.OnPolicyLoss`.
+step. The log-probabilities under these weights are stored with the texts, for the ratios of `losses.OnPolicyLoss`. If a
+step measures that the weights have moved too far from those that wrote (`max_kl`), the texts of the window's other steps
+are discarded and written again.
 
 After the selection, the generic questions of `on_policy.sets` are scored by the base, so that the student gets back what
 it lost; with `on_policy.keep`, answers to the task's questions are scored by the selected student, so that it keeps what
@@ -85,6 +87,7 @@ class Plan:
     prompt_of      function from a question to the student's prompt
     batch_tokens   largest number of tokens in a batch of the writer, and in a micro-batch
     window         number of steps whose texts are written at once
+    max_kl         divergence, in nats per token, above which the texts of a window are written again; None: no bound
     logprobs       whether the log-probabilities of the tokens are needed when the texts are written
     rewards        what the grader's verdicts change; None: texts are not graded, and have no `Example.written`
     file           file of the texts; None: they are not stored
@@ -97,6 +100,7 @@ class Plan:
     batch_tokens: int
     engine: EngineKind = "transformers"
     window: int = 1
+    max_kl: float | None = None
     logprobs: bool = False
     rewards: RewardsSection | None = None
     file: Path | None = None
@@ -106,24 +110,43 @@ class Plan:
 class OwnTexts:
     """The own texts of a run, as the rows of its steps.
 
-    micro_batches is called with rising steps, each right before the step. With a `plan.file`, the texts of all steps before
-    the first call are those in the file, and each call appends its texts.
+    micro_batches is called with rising steps, each right before the step, and end_step right after it. With a `plan.file`,
+    the texts of all steps before the first call are those in the file, and each call appends its texts.
     """
 
     plan: Plan
     student: Student
+    _first: int = 0  # the texts in use were written by the weights before this step
     _stored: dict[int, list[OwnText]] = field(default_factory=dict)
     _prepared: dict[int, tuple[list[list[Example]], dict[str, float]]] = field(default_factory=dict)
 
-    def resume(self, step: int) -> None:
-        """Continue after this step: read the texts of its window, and remove later ones from the file."""
+    def resume(self, step: int, measures: Mapping[str, float]) -> None:
+        """Continue after this step: read the texts of its window, and remove later ones from the file.
+
+        measures  the measures of the step's texts (`written` in metrics.jsonl); {} before the first step
+        """
         assert self.plan.file is not None, "only stored texts can be resumed"
-        last = -(-step // self.plan.window) * self.plan.window
+        last = self._last_of_window(step)
         if is_main_process():
             truncate_own_texts(self.plan.file, last)
         for text in broadcast_from_main(partial(read_own_texts, self.plan.file)) if last > step else ():
             if text.step > step:
                 self._stored.setdefault(text.step, []).append(text)
+        self._first = step - int(measures.get("staleness", 0))
+        self.end_step(step, measures)
+
+    def end_step(self, step: int, measures: Mapping[str, float]) -> None:
+        """Discard the texts of the window's other steps if the weights have moved too far from those that wrote them.
+
+        measures  the measures of the step's texts, which are the same on every process
+        """
+        if self.plan.max_kl is not None and measures.get("kl", 0.0) > self.plan.max_kl:
+            self._first = step + 1
+            self._stored.clear()
+            self._prepared.clear()
+
+    def _last_of_window(self, step: int) -> int:
+        return -(-step // self.plan.window) * self.plan.window
 
     def micro_batches(self, step: int) -> list[list[Example]]:
         """The rows of a step in micro-batches, with the distributions of their scorers. The rows whose scorer needs a whole
@@ -140,32 +163,35 @@ class OwnTexts:
 
     def _prepare(self, step: int) -> None:
         """Write or read the texts of the window from this step on, and score them."""
-        plan = self.plan
-        last = -(-step // plan.window) * plan.window
-        first = last - plan.window + 1
+        plan, last = self.plan, self._last_of_window(step)
+        if (step - 1) % plan.window == 0:
+            self._first = step
+        writes = step == self._first
         slots = {number: self._slots(number) for number in range(step, last + 1)}
         texts = {number: self._stored.pop(number) for number in list(self._stored) if number in slots}
-        if step == first:
+        if writes:
             texts = self._write(slots)
-        elif any(slots[number] and number not in texts for number in slots):
+        elif slots[step] and step not in texts:
             what, hint = "the texts of this step were written by earlier weights, and are lost", "train again"
-            where, found = plan.file or "on-policy texts", f"step {step} of the steps {first} to {last}"
+            where, found = plan.file or "on-policy texts", f"step {step} of the steps up to {last}"
             raise UserError(what, code="E-train-own-texts-lost", where=where, found=found, hint=f"{hint}: --redo train")
         groups = {number: self._rows(slots[number], texts.get(number, [])) for number in slots}
-        if plan.logprobs and step == first:
+        if plan.logprobs and writes:
             rows = [row for number in groups for group in groups[number] for row in group]
             values = iter(_written_logprobs(self.student, rows, plan.batch_tokens))
             counts = {number: sum(map(len, groups[number])) for number in groups}
             texts = {n: with_logprobs(texts.get(n, []), [next(values) for _ in range(counts[n])]) for n in groups}
             groups = {number: _with_written(groups[number], texts[number]) for number in groups}
-        if plan.file is not None and step == first and is_main_process():
+        if plan.file is not None and writes and is_main_process():
+            if (step - 1) % plan.window:  # the discarded texts
+                truncate_own_texts(plan.file, step - 1)
             with storage.Appender(plan.file) as file:
                 file.append(row for number in slots for row in rows_of(texts.get(number, [])))
         for number, rows in groups.items():
             batches = examples.build_micro_batches(rows, plan.batch_tokens, self.student.padded)
             measures = summarize_texts(texts.get(number, []))
             if plan.window > 1:
-                measures["staleness"] = number - first
+                measures["staleness"] = number - self._first
             self._prepared[number] = [self._score(batch) for batch in batches], measures
 
     def _slots(self, step: int) -> list[Slot]:
@@ -327,6 +353,7 @@ def plan_training(run_dir: Path, recipe: Recipe, student: Student, file: Path, s
         train.batch_tokens,
         section.engine,
         section.refresh_every,
+        section.max_kl,
         section.stores_probabilities,
         section.rewards,
         file,

@@ -27,6 +27,7 @@ from potstill.records import Grade, StopReason
 from potstill.training.distributed import share_work
 from potstill.training.scorers import hard_example
 
+VERSION: Final = 2  # of own_texts.jsonl, and of the measures of its texts in metrics.jsonl
 OWN_TEXTS_FILE: Final = "own_texts.jsonl"
 
 

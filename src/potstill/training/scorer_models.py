@@ -32,6 +32,7 @@ from potstill.teachers.local_model import LocalModel
 from potstill.teachers.openai_api import stored_scores
 from potstill.teachers.openai_api.teacher import FREE_SERVER_KEYS
 from potstill.teachers.protocol import load_prompt_builder
+from potstill.training import own_texts
 from potstill.training.distributed import broadcast_from_main, is_main_process
 from potstill.training.scorers import ScoreChains, teacher_forced_scores, transfer_scores
 
@@ -231,6 +232,7 @@ def versions(recipe: Recipe) -> dict[str, int]:
     section = recipe.train.on_policy
     assert section is not None, "the recipe has the section train.on_policy"
     found = {"alignment": alignment.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}
+    found["own texts"] = own_texts.VERSION
     if section.engine == "ctranslate2":
         found["ctranslate2"] = inference.CTRANSLATE2_VERSION
     if any(scorer.rewards for scorer in section.scorers.values()):
