@@ -21,6 +21,7 @@ from potstill.data import run_questions
 from potstill.data.splits import canonical_question
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
+from potstill.grading import grade
 from potstill.inference import Decode, Request
 from potstill.losses import Loss
 from potstill.models import Example, Shape
@@ -30,6 +31,7 @@ from potstill.stages.repair import Repair
 from potstill.storage import manifest, read
 from potstill.teachers import local_model
 from potstill.tokenization import encoder
+from potstill.training.own_texts import OWN_TEXTS_FILE, read_own_texts
 from potstill.training.scorers import hard_example, self_written_target, teacher_forced_scores, transfer_scores
 from tiny import ON_POLICY, REPLAY
 from tools.toy_models.tokenizer_training import train_bpe
@@ -93,6 +95,47 @@ def test_it_is_a_row_of_the_report(repaired: Path) -> None:
     assert "for 3 more steps" in (repaired / "student" / "README.md").read_text()
     assert '"repaired"' in (repaired / "report" / "summary.csv").read_text()
     assert f'"{lines[1].checkpoint.step}+3"' in (repaired / "report" / "pareto.csv").read_text()
+
+
+def test_its_texts_are_stored_graded_and_shown(repaired: Path) -> None:
+    from potstill.run_reader import open_run
+
+    rows = [row for _, row in read.read_jsonl(repaired / "repair" / "metrics.jsonl")]
+    texts = read_own_texts(repaired / "repair" / OWN_TEXTS_FILE)
+    questions = {q.id: q for q in run_questions.read_questions(repaired, ["sums", "more"], "train")}
+    for row in rows:
+        step = [text for text in texts if text.step == row["step"]]
+        assert row["written"]["texts"] == len(step) > 0 and row["written"]["surprise"] > 0
+        assert row["written"]["ratio"] == 1 and row["written"]["kl"] == 0
+        right = [text.grade == "right" for text in step]
+        assert row["written"]["right"] == sum(right) / len(right)
+        for text in step:
+            question = questions[text.question]
+            assert text.grade == grade(text.text, question.gold, question.task, text.stop).grade
+            assert (text.weight, text.advantage) == (1.0, 0.0), "grades change nothing"
+    done = manifest.read_finished(repaired / "repair")
+    assert done is not None and f"repair/{OWN_TEXTS_FILE}" in done.outputs
+    report = collect.collect_report(repaired, open_run(repaired).recipe)
+    assert report.own_texts is None and report.repair_texts is not None
+    assert [step.measures for step in report.repair_texts.steps] == [row["written"] for row in rows]
+    assert [step.divergences for step in report.repair_texts.steps] == [row["losses"] for row in rows]
+    assert report.repair_texts.counted == len([text for text in texts if text.step == 3])
+    page = (repaired / "report" / "index.html").read_text("utf-8")
+    assert '<section id="repair-texts">' in page and '<section id="own-texts">' not in page
+    assert "learnt from the base student (divergence: own)" in page and "(divergence: kept)" in page
+    assert '"divergence","kept"' in (repaired / "report" / "repair-texts.csv").read_text("utf-8")
+
+
+def test_status_counts_the_right_texts_of_a_repair(repaired: Path, tmp_path: Path) -> None:
+    from potstill.run_status import read_status
+
+    ongoing = Path(shutil.copytree(repaired, tmp_path / "run"))
+    (ongoing / "repair" / "manifest.json").unlink()
+    rows = [row["written"]["right"] for _, row in read.read_jsonl(ongoing / "repair" / "metrics.jsonl")]
+    [stage] = [stage for stage in read_status(ongoing).stages if stage.stage == "repair"]
+    assert (
+        stage.counts["own_right"] == pytest.approx(sum(rows) / len(rows)) and "of recent own texts right" in stage.text
+    )
 
 
 def test_nothing_that_is_measured_is_asked(repaired: Path) -> None:

@@ -51,7 +51,7 @@ READ_BY = {
     "training": {"train", "repair"},
     "training.data_order": {"collect", "train", "repair"},
     "training.examples": {"train", "repair"},
-    "training.own_texts": {"train"},
+    "training.own_texts": {"train", "repair"},
 }
 
 # Packages without a version of their own, and the one that counts for them; None: they determine no byte of a result.

@@ -166,6 +166,17 @@ def own_texts() -> OwnTextSummary:
     )
 
 
+def repair_texts() -> OwnTextSummary:
+    """The texts that it wrote in ten steps after the selection."""
+    during, steps = own_texts(), []
+    for step in range(1, 11):
+        measures = {"texts": 24, "length": 70.0, "truncated": 0.0, "no_answer": 0.1, "right": 0.4, "reward": 0.4}
+        measures |= {"surprise": 0.3, "ratio": 1.0, "capped": 0.0, "clipped": 0.0, "kl": 0.0}
+        steps.append(OwnTextStep(step, {"own": 1 / step, "kept": 0.01 * step}, measures))
+    changes = {"first": 8, "last": 10, "right": 25, "counted": 60, "staleness": (), "window": 1, "cap": None}
+    return replace(during, about=("The base scored them.",), steps=tuple(steps), stage="repair", **changes)
+
+
 def example() -> ReportData:
     """A run that did everything."""
     text = "Tom has 3 boxes of 12 eggs each. He sells 9 eggs at the market. How many eggs does he have left?"
@@ -235,6 +246,7 @@ def example() -> ReportData:
             for step in range(1, 601)
         ),
         own_texts=own_texts(),
+        repair_texts=repair_texts(),
         tasks=tuple(
             TaskScore("bbh", f"bbh/{task}", format, "answer" not in format, 250, base, chosen)
             for format, less in (("zero-shot-answer", 20), ("zero-shot-rationale", 0))

@@ -21,6 +21,7 @@ from potstill.report.summary import CheckpointScores, scores_by_checkpoint
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = {"before-after", "tradeoff", "accuracy", "loss", "loss-kinds", "own-texts", "probabilities", "candidates"}
+NAMES |= {"repair-texts"}
 
 
 @pytest.fixture(scope="module")

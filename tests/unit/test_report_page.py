@@ -262,9 +262,16 @@ def test_own_texts_are_shown_with_their_grades_and_measures() -> None:
     rows = read(build_tables(full)["own-texts"])
     assert {row["step"] for row in rows} == {str(step) for step in range(101, 601)}
     assert [row["value"] for row in rows if row["scorer"] == "base" and row["step"] == "200"] == ["0.15"]
+    after = page.partition('<section id="repair-texts">')[2].partition("</section>")[0]
+    text = Reader(after).text.replace("\xa0", " ")
+    assert "Its own texts after the selection" in text and "The grades change nothing in these steps." in text
+    assert text.index("Right texts") < text.index("✓ right: 27") < text.index("Other texts") < text.index("✗ wrong: 6")
+    assert "highest reward" not in text and "repair/own_texts.jsonl" in text and "dashed" not in text
+    assert all(after.count(f">{title}<") >= 3 for title in ("divergence: own", "divergence: kept", "entropy, nats"))
+    assert {row["scorer"] for row in read(build_tables(full)["repair-texts"])} == {"own", "kept", ""}
     no_right = replace(full.own_texts, right=0, samples=full.own_texts.samples[1:])
     assert "has fooled the grader" not in render_report(replace(full, own_texts=no_right), {})
-    without = render_report(replace(full, own_texts=None), {})
+    without = render_report(replace(full, own_texts=None, repair_texts=None), {})
     assert "own-texts" not in without and "own_texts" not in without
 
 
@@ -272,7 +279,7 @@ def test_empty_pieces_say_why() -> None:
     html, reader = built(ReportData("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
     assert build_tables(ReportData("empty", student="s", teacher="t", groups={}, recipe="")) == {}
     assert [element["id"] for tag, element in reader.elements if tag == "section"] == [
-        id for id in SECTIONS if id != "own-texts"
+        id for id in SECTIONS if id not in ("own-texts", "repair-texts")
     ]
     assert reader.text.count("Omitted: ") == 10
     assert "<script" not in html and "script-src" not in html
@@ -357,8 +364,9 @@ def read(text: str) -> list[dict[str, str]]:
 def test_tables_hold_the_numbers() -> None:
     made = csv_tables.build_tables(example())
     assert list(made) == [
-        "summary", "before-after", "tradeoff", "validation", "loss", "loss-kinds", "own-texts", "tasks", "calibration",
-        "pareto", "selection", "retain", "rules", "teacher", "chain", "alignment", "cost", "outcomes", "samples",
+        "summary", "before-after", "tradeoff", "validation", "loss", "loss-kinds", "own-texts", "repair-texts", "tasks",
+        "calibration", "pareto", "selection", "retain", "rules", "teacher", "chain", "alignment", "cost", "outcomes",
+        "samples",
     ]  # fmt: skip
     rows = read(made["before-after"])
     assert len(rows) == 2 * len(example().comparisons) + 2 * len(GROUPS)

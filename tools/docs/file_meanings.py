@@ -75,6 +75,7 @@ FILES: Final = {
     "select/choice.json": "The selected step, the rule, the value of each checkpoint, the steps whose difference from the"
     " best may be chance (`tied`) or is zero (`equal`), and the optimism of the best value.",
     "repair/metrics.jsonl": "One row for each step, as in `train/metrics.jsonl`.",
+    "repair/own_texts.jsonl": "The texts that the student wrote after the selection, as in `train/own_texts.jsonl`.",
     "report/index.html": "The page: one file that loads nothing. Its only script searches the questions.",
     "report/time.html": "Seconds and memory of each stage. No digest covers it.",
     "report/summary.csv": "Base, selected student, controls and quoted figures on test, with paired intervals.",
@@ -89,6 +90,7 @@ FILES: Final = {
     "report/loss.csv": "The training loss at each step.",
     "report/loss-kinds.csv": "The training loss at each step, by kind of position.",
     "report/own-texts.csv": "The measures of the texts that the student wrote during training, at each step.",
+    "report/repair-texts.csv": "The same measures of the texts that it wrote after the selection.",
     "report/tasks.csv": "Right answers on test by task and format, of the base and the selected student.",
     "report/calibration.csv": "Questions by the share of samples that agree, and how often they are right.",
     "report/outcomes.csv": "Validation questions of each set that were won, lost, or stayed as they were.",
@@ -119,6 +121,8 @@ SOMETIMES: Final = {
     "scores/NAME/scores.jsonl": "Only with a scorer on a server. ",
     "scores/NAME/scorer.json": "Only with a scorer on a server. ",
     "report/own-texts.csv": "Only with `train.on_policy`. ",
+    "repair/own_texts.jsonl": "Only with `on_policy`. ",
+    "report/repair-texts.csv": "Only with `on_policy`. ",
     "ANSWERS/texts.json": "Only on test with `evaluate.texts`. ",
     "report/texts.csv": "Only with `evaluate.texts`. ",
     "report/retain.csv": "Only with `select.retain`. ",
@@ -194,13 +198,25 @@ COLUMNS: Final = {
     "positions": "The number of supervised positions.",
     "weight": "The sum of their weights.",
     "written": "Measures of the texts that the student wrote for this step, as in `report/own-texts.csv`.",
-    "train/own_texts.jsonl index": "The number of the text among those for the slot's question, from 0.",
+    **dict.fromkeys(
+        ("train/own_texts.jsonl index", "repair/own_texts.jsonl index"),
+        "The number of the text among those for the slot's question, from 0.",
+    ),
     "slot": "The place of the question among the questions that the student answers in this step.",
     "ids": "The student's tokens, without the end token.",
-    "train/own_texts.jsonl stop": "`end`: the student ended the text. `length`: it reached `max_tokens`.",
-    "train/own_texts.jsonl grade": "`right`, `wrong`, `no answer` or `truncated`; null without rewards.",
+    **dict.fromkeys(
+        ("train/own_texts.jsonl stop", "repair/own_texts.jsonl stop"),
+        "`end`: the student ended the text. `length`: it reached `max_tokens`.",
+    ),
+    **dict.fromkeys(
+        ("train/own_texts.jsonl grade", "repair/own_texts.jsonl grade"),
+        "`right`, `wrong`, `no answer` or `truncated`; null without rewards.",
+    ),
     "reward": "1 if the text counts as right, 0 if it counts as wrong; null if it does not count.",
-    "train/own_texts.jsonl weight": "The weight of the divergence on this text.",
+    **dict.fromkeys(
+        ("train/own_texts.jsonl weight", "repair/own_texts.jsonl weight"),
+        "The weight of the divergence on this text.",
+    ),
     "advantage": "The advantage of the text.",
     "logprobs": "The log-probabilities of its tokens and of the end under the weights that wrote it; null if they are not"
     " needed (`refresh_every: 1`).",
@@ -215,8 +231,9 @@ COLUMNS: Final = {
     " estimates the entropy); `staleness` (steps since the weights that wrote the texts); `kl` (divergence of the current"
     " weights from these); `ratio`, `capped`, `clipped` (mean importance ratio, and the shares of tokens above the cap and"
     " without a gradient of the advantage).",
-    "scorer": "The scorer of `train.on_policy.scorers`, for a divergence.",
-    "report/own-texts.csv value": "The value.",
+    "scorer": "The scorer of `train.on_policy.scorers`, for a divergence; in `repair-texts.csv`, `own` for generic questions"
+    " and `kept` for those of the task.",
+    **dict.fromkeys(("report/own-texts.csv value", "report/repair-texts.csv value"), "The value."),
     "student": "`base`, `specialized`, or a control.",
     "format": "The prompt format.",
     "decoding": "The decoding.",

@@ -48,7 +48,7 @@ from potstill.report.model import (
     billed_costs,
 )
 from potstill.report.notes import collect_notes, note_recipe
-from potstill.report.own_texts import summarize_own_texts
+from potstill.report.own_texts import summarize_own_texts, summarize_repair_texts
 from potstill.report.rule_choices import collect_rule_choices
 from potstill.report.run_files import RunFiles, VerdictCounts, compare_answers, describe_training, read_control
 from potstill.report.summary import outcome_of
@@ -92,6 +92,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         losses=tuple((row["step"], row["loss"]) for row in files.metrics),
         kind_losses=tuple((row["step"], row["kinds"]) for row in files.metrics),
         own_texts=summarize_own_texts(files),
+        repair_texts=summarize_repair_texts(files),
         tasks=tuple(_score_tasks(files)),
         calibrations=(*measure_teacher(files), *measure_students(files)),
         sources=summarize_sources(files),

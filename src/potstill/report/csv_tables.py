@@ -19,7 +19,7 @@ from typing import Final
 from potstill.errors import escape_hidden
 from potstill.records import END, Score
 from potstill.report import label_views
-from potstill.report.model import Comparison, Interval, ReportData, StageTime
+from potstill.report.model import Comparison, Interval, OwnTextSummary, ReportData, StageTime
 from potstill.report.summary import (
     changes_by_group,
     checkpoint_marks,
@@ -79,7 +79,8 @@ def build_tables(data: ReportData) -> dict[str, str]:
             "step kind loss",
             lambda data: [(step, *pair) for step, by_kind in data.kind_losses for pair in by_kind.items()],
         ),
-        "own-texts": ("step measure scorer value", _own_text_rows),
+        "own-texts": ("step measure scorer value", lambda data: _own_text_rows(data.own_texts)),
+        "repair-texts": ("step measure scorer value", lambda data: _own_text_rows(data.repair_texts)),
         "tasks": (
             "set task format n base_right chosen_right",
             lambda data: [(row.set, row.task, row.format, row.n, row.base, row.chosen) for row in data.tasks],
@@ -180,8 +181,8 @@ def _text_rows(data: ReportData) -> Rows:
             yield (score.name, role, score.checkpoint.json_value, *counts, *bounds)
 
 
-def _own_text_rows(data: ReportData) -> Rows:
-    for row in data.own_texts.steps if data.own_texts else ():
+def _own_text_rows(texts: OwnTextSummary | None) -> Rows:
+    for row in texts.steps if texts else ():
         yield from ((row.step, "divergence", name, value) for name, value in row.divergences.items())
         yield from ((row.step, name, "", value) for name, value in row.measures.items())
 

@@ -90,8 +90,9 @@ def draw_figures(data: ReportData) -> dict[str, str]:
     ]
     if len({at for at, _, loss in kinds if 0 < loss < math.inf}) > 1:
         drawings["loss-kinds"] = partial(draw_kind_losses, kinds, step)
-    if data.own_texts is not None and sum(bool(row.measures) for row in data.own_texts.steps) > 1:
-        drawings["own-texts"] = partial(draw_own_texts, data.own_texts, step)
+    for texts in data.written:
+        if sum(bool(row.measures) for row in texts.steps) > 1:
+            drawings[texts.name] = partial(draw_own_texts, texts, step if texts.stage == "train" else None)
     if data.figure_chain:
         [(chain, _)] = data.figure_chain.chains
         drawings["probabilities"] = partial(draw_probabilities, chain)

@@ -55,6 +55,7 @@ SECTIONS: Final = (
     ("tradeoff", "Gained and lost"),
     ("training", "Through training"),
     ("own-texts", "Its own texts"),
+    ("repair-texts", "Its own texts after the selection"),
     ("selection", "Selection"),
     ("teacher", "Teacher and filter"),
     ("calibration", "How sure they are"),
@@ -113,8 +114,7 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "trained": summary.has_trained_choice(data),
         "interpolated": any(row.checkpoint.share != 1 for row in checkpoints),
         "on_policy": any(row.checkpoint.on_policy_steps for row in checkpoints),
-        "own": data.own_texts,
-        "own_panels": list_panels(data.own_texts) if data.own_texts else [],
+        "written": [(texts, dict(SECTIONS)[texts.name], list_panels(texts)) for texts in data.written],
         "non_finite": sum(not math.isfinite(loss) for _, loss in data.losses),
         "groups": [group for group in SET_GROUPS if group in data.groups.values()],
         "costs": [(stage, list(rows)) for stage, rows in groupby(data.costs, lambda cost: cost.stage)],
@@ -135,7 +135,8 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
 
 def _missing_sections(data: ReportData) -> list[str]:
     """The sections that only some runs have, and this run does not have."""
-    return [*([] if data.labels else ["labels"]), *([] if data.own_texts else ["own-texts"])]
+    has = {"labels": data.labels, "own-texts": data.own_texts, "repair-texts": data.repair_texts}
+    return [name for name, part in has.items() if not part]
 
 
 def render_times(data: ReportData, times: Sequence[StageTime], speed: TrainingSpeed | None = None) -> dict[str, str]:

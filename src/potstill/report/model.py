@@ -328,9 +328,10 @@ class ReportExample:
 
 @dataclass(frozen=True, slots=True)
 class OwnTextStep:
-    """The texts that the student wrote for one training step (`train.on_policy`).
+    """The texts that the student wrote for one training step.
 
-    divergences  scorer -> mean divergence from it, in nats per position, without any weight
+    divergences  scorer -> mean divergence from it, in nats per position, without any weight. After the selection: `own` for
+                 generic questions, `kept` for those of the task
     measures     the other measures of the texts, as in `written` of metrics.jsonl; empty if the step has no such text
     """
 
@@ -368,7 +369,7 @@ class OwnTextSample:
 
 @dataclass(frozen=True, slots=True)
 class OwnTextSummary:
-    """The texts that the student wrote during training (`train.on_policy`).
+    """The texts that the student wrote during training (`train.on_policy`), or after the selection (`on_policy`).
 
     about      sentences on how they were written and scored
     window     number of steps whose texts were written at once
@@ -378,6 +379,7 @@ class OwnTextSummary:
     first      first of the last steps, from which the samples come; `last`: the last step with texts
     right      number of texts of these steps with the reward 1; `counted`: of texts with a reward
     samples    some of these texts, those with the reward 1 first
+    stage      the stage in which they were written
     """
 
     about: tuple[str, ...]
@@ -390,6 +392,12 @@ class OwnTextSummary:
     right: int = 0
     counted: int = 0
     samples: tuple[OwnTextSample, ...] = ()
+    stage: Literal["train", "repair"] = "train"
+
+    @property
+    def name(self) -> str:
+        """The name of their section, figure and table."""
+        return "own-texts" if self.stage == "train" else "repair-texts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +420,7 @@ class ReportData:
     losses        (step, training loss in nats per supervised position), in the order of the steps
     kind_losses   (step, loss by kind of position), in nats per supervised position of the kind
     own_texts     the texts that the student wrote during training; None without `train.on_policy`
+    repair_texts  the texts that it wrote after the selection; None without `on_policy`
     tasks         test scores by task and format, for sets of several tasks
     calibrations  confidence and entropy of the teacher, the base and the chosen checkpoint, where they were sampled
     outcomes      for each set, number of validation questions by outcome, in the main format
@@ -442,6 +451,7 @@ class ReportData:
     losses: tuple[tuple[int, float], ...] = ()
     kind_losses: tuple[tuple[int, Mapping[TargetKind, float]], ...] = ()
     own_texts: OwnTextSummary | None = None
+    repair_texts: OwnTextSummary | None = None
     tasks: tuple[TaskScore, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
     sources: tuple[SourceSummary, ...] = ()
@@ -454,6 +464,11 @@ class ReportData:
     notes: tuple[str, ...] = ()
     seed: int | None = None
     is_trained: bool = True
+
+    @property
+    def written(self) -> tuple[OwnTextSummary, ...]:
+        """The texts that the student wrote, by stage."""
+        return tuple(texts for texts in (self.own_texts, self.repair_texts) if texts is not None)
 
     def __post_init__(self) -> None:
         comparisons = [*self.comparisons, *(row for control in self.controls for row in control.comparisons)]

@@ -68,5 +68,5 @@ def draw_own_texts(summary: OwnTextSummary, chosen: int | None, *, width: int = 
         axes.plot(at, means, color=INK, linewidth=2)
         axes.set_title(shorten(panel.title, 20 if narrow else 28), loc="left", size=SIZE, weight="bold", pad=8)
     figure.text(left / width, 6 / total, "step", ha="left", va="bottom", color=SOFT, size=SMALL)
-    description = "Measures of the texts that the student wrote during training, by step."
-    return canvas.to_svg(figure, "own-texts", description)
+    when = "during training" if summary.stage == "train" else "after the selection"
+    return canvas.to_svg(figure, summary.name, f"Measures of the texts that the student wrote {when}, by step.")

@@ -1,4 +1,4 @@
-"""What a report shows of the texts that the student wrote during training (`train.on_policy`).
+"""What a report shows of the texts that the student wrote during training and after the selection.
 
     summary = summarize_own_texts(RunFiles(run_dir, recipe))
     summary.steps[0].measures["right"], summary.samples[0].text
@@ -21,12 +21,14 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, Final
 
+from potstill import storage
 from potstill.data import run_questions
 from potstill.grading import grade
 from potstill.recipe import Recipe
 from potstill.records import Question
 from potstill.report.model import OwnTextSample, OwnTextStep, OwnTextSummary, StalenessRow
 from potstill.report.run_files import RunFiles
+from potstill.training import on_policy
 from potstill.training.own_texts import OWN_TEXTS_FILE, OwnText, iterate_own_texts
 from potstill.training.scorer_models import describe_scorer
 
@@ -39,8 +41,8 @@ def summarize_own_texts(files: RunFiles) -> OwnTextSummary | None:
     section = files.recipe.train.on_policy
     if section is None:
         return None
-    scorers = [name for name, scorer in section.scorers.items() if scorer.model is not None]
-    steps = tuple(_step_from_metrics(row, scorers) for row in files.metrics)
+    formats = {name: f"own/{name}" for name, scorer in section.scorers.items() if scorer.model is not None}
+    steps = tuple(_step_from_metrics(row, formats) for row in files.metrics)
     summary = OwnTextSummary(
         about=tuple(_describe_own_texts(files.recipe)),
         window=section.refresh_every,
@@ -48,28 +50,46 @@ def summarize_own_texts(files: RunFiles) -> OwnTextSummary | None:
         steps=steps,
         staleness=tuple(group_by_staleness(steps)),
     )
-    written = [row.step for row in steps if row.measures]
+    return _with_samples(files, summary, section.sets)
+
+
+def summarize_repair_texts(files: RunFiles) -> OwnTextSummary | None:
+    """The summary of the texts that the chosen student wrote after the selection; None for a recipe without `on_policy`."""
+    section = files.recipe.on_policy
+    if section is None:
+        return None
+    trained = files.recipe.questions.train if section.keep is not None else []
+    formats = {name: name for name in (on_policy.ROLLOUT_FORMAT, on_policy.TASK_FORMAT)}
+    rows = (row for _, row in storage.read_jsonl(files.run_dir / "repair" / "metrics.jsonl"))
+    steps = tuple(_step_from_metrics(row, formats) for row in rows)
+    summary = OwnTextSummary(tuple(_describe_repair_texts(files.recipe)), 1, None, steps, stage="repair")
+    return _with_samples(files, summary, list(dict.fromkeys([*section.sets, *trained])))
+
+
+def _with_samples(files: RunFiles, summary: OwnTextSummary, sets: Sequence[str]) -> OwnTextSummary:
+    """The summary with the samples. sets: those whose training questions the student answers."""
+    written = [row.step for row in summary.steps if row.measures]
     if not written:
         return summary
     quarter = -(-len(written) // 4)
     first, last = written[-quarter], written[-1]
     late = [
         replace(text, ids=(), logprobs=None)
-        for text in iterate_own_texts(files.run_dir / "train" / OWN_TEXTS_FILE)
+        for text in iterate_own_texts(files.run_dir / summary.stage / OWN_TEXTS_FILE)
         if first <= text.step <= last and text.reward is not None
     ]
     right = [text for text in late if text.reward == 1]
     others = [text for text in late if text.reward != 1]
-    questions = {row.id: row for row in run_questions.read_questions(files.run_dir, section.sets, "train")}
+    questions = {row.id: row for row in run_questions.read_questions(files.run_dir, sets, "train")}
     picked = [*pick_own_texts(right, SAMPLES[True]), *pick_own_texts(others, SAMPLES[False])]
     samples = tuple(_sample(text, questions[text.question]) for text in picked)
     return replace(summary, first=first, last=last, right=len(right), counted=len(late), samples=samples)
 
 
-def _step_from_metrics(row: Mapping[str, Any], scorers: Sequence[str]) -> OwnTextStep:
-    """A step from its line in metrics.jsonl."""
+def _step_from_metrics(row: Mapping[str, Any], formats: Mapping[str, str]) -> OwnTextStep:
+    """A step from its line in metrics.jsonl. formats: scorer -> the format of its texts."""
     written = row.get("written", {})
-    divergences = {name: row["losses"][f"own/{name}"] for name in scorers if f"own/{name}" in row["losses"]}
+    divergences = {name: row["losses"][format] for name, format in formats.items() if format in row["losses"]}
     return OwnTextStep(row["step"], divergences, written if written.get("texts") else {})
 
 
@@ -144,3 +164,21 @@ def _describe_own_texts(recipe: Recipe) -> Iterator[str]:
             yield f"The texts for questions of {sets} ({name}) have only rewards."
         else:
             yield f"The scorer {name}, for questions of {sets}, is {scorer}{part}."
+
+
+def _describe_repair_texts(recipe: Recipe) -> Iterator[str]:
+    """How the texts after the selection were written and scored, in sentences."""
+    section = recipe.on_policy
+    assert section is not None, "the recipe has the section on_policy"
+    many = f", {section.samples} for each" if section.samples > 1 else ""
+    scorer = "the base student" if section.scorer is None else section.scorer
+    yield (
+        f"After the selection, the chosen student answered {section.prompts_per_step} training questions of"
+        f" {', '.join(section.sets)} in every step{many}, and learnt from {scorer} (divergence: {on_policy.ROLLOUT_FORMAT})."
+    )
+    if section.keep is not None:
+        count = on_policy.task_questions_per_step(recipe)
+        yield (
+            f"It also answered {count} training questions of its task, and learnt from itself as it was chosen (divergence:"
+            f" {on_policy.TASK_FORMAT}), so that it keeps what it learnt."
+        )

@@ -5,6 +5,9 @@ the distribution of a scorer (the base or another model) at every token of its o
 current student; its gradient is the gradient of the divergence between student and scorer. The stage trains all weights,
 in one process, and resumes from weights, optimizer and step, as `train` does.
 
+The texts are stored in `own_texts.jsonl`. The grader judges them, but its verdicts change nothing: they show what the student
+writes.
+
 The result does not change the choice of `select`. It answers the validation questions here, and the test questions in
 `test`, next to the chosen student.
 """
@@ -16,12 +19,13 @@ from pathlib import Path
 
 from potstill import alignment, losses, models, progress, storage, teachers, tokenization, training
 from potstill.alignment import cross_tokenizer
+from potstill.data import custom_set, grader_tasks
 from potstill.evaluation import checkpoint, choice
 from potstill.models import Student
 from potstill.recipe import Recipe
 from potstill.stages import Stage, StageResult
 from potstill.storage import run_folder
-from potstill.training import data_order, examples, on_policy
+from potstill.training import data_order, examples, on_policy, own_texts
 from potstill.training.checkpoints import (
     CheckpointWriter,
     find_newest_checkpoint,
@@ -45,6 +49,7 @@ class Repair(Stage):
             "lessons": examples.VERSION,
             "loss": losses.VERSION,
             "order": data_order.VERSION,
+            "own texts": own_texts.VERSION,
             "training": training.VERSION,
         }
 
@@ -60,6 +65,7 @@ class Repair(Stage):
         section = recipe.on_policy
         assert section is not None, "the stage exists only if the recipe has the section"
         digests = {**models.weights_identity(recipe), **checkpoint.collect_grader_digests(recipe, "validation")}
+        digests |= custom_set.grader_digests(grader_tasks(recipe))
         if section.scorer is not None:
             digests |= models.find_scorer(recipe).identity("on_policy.scorer")
             # These packages transfer the probabilities of a scorer with another tokenizer.
@@ -82,7 +88,6 @@ class Repair(Stage):
             return checkpoint.open_checkpoint(run_dir, recipe, chosen, rounded=False)
 
         student = open_choice() if newest is None else models.from_checkpoint(recipe, newest)
-        loss = training.on_policy_divergence(recipe, "on_policy")
         scorer = _load_scorer(recipe, student)
         keeper = None if section.keep is None else open_choice()
         training.distribute_student(student)
@@ -93,7 +98,9 @@ class Repair(Stage):
         if newest is not None:
             restore_checkpoint(newest, optimizer)
         truncate_metrics(metrics, first_step - 1)
-        texts = on_policy.OwnTexts(on_policy.plan_repair(run_dir, recipe, student, scorer, keeper), student)
+        file = run_dir / "repair" / own_texts.OWN_TEXTS_FILE
+        texts = on_policy.OwnTexts(on_policy.plan_repair(run_dir, recipe, student, scorer, keeper, file), student)
+        texts.resume(first_step - 1, {})
         start = time.monotonic()
         with (
             storage.Appender(metrics) as metrics_file,
@@ -109,11 +116,12 @@ class Repair(Stage):
                 schedule=training.Schedule("constant", section.learning_rate, section.warmup_steps),
                 max_grad_norm=recipe.train.max_grad_norm,
                 precision=recipe.train.precision,
-                loss=loss,
+                on_policy_loss=training.on_policy_loss_from_recipe(recipe, "on_policy"),
                 seed=recipe.training_seed,
             ):
+                step = texts.complete(step)
                 metrics_file.append([training.metrics_row(step)])
-                tick(1, f"{section.divergence} divergence {step.loss:.4f}")
+                tick(1, f"{section.divergence} divergence {step.loss:.4f}{texts.progress_note}")
                 if step.step % section.checkpoint_every == 0 or step.step == section.steps:
                     metrics_file.sync()  # before the checkpoint: it can be resumed only if its metrics are complete
                     checkpoints.save(step.step)
@@ -122,7 +130,11 @@ class Repair(Stage):
         run_folder.append_log(run_dir, "repair", steps=section.steps - first_step + 1, seconds=seconds)
         remove_digests(folder)
         result = choice.on_policy_result(run_dir, recipe)
-        outputs = [metrics, *checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "repair", result, "validation")]
+        outputs = [
+            metrics,
+            file,
+            *checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "repair", result, "validation"),
+        ]
         outputs += [path for path in folder.rglob("*") if path.is_file()]
         counts = {
             "steps": section.steps,

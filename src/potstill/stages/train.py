@@ -12,12 +12,10 @@ step.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from potstill import (
@@ -52,7 +50,6 @@ from potstill.training.own_texts import OWN_TEXTS_FILE
 SPEED_FILE = "speed.jsonl"  # time and memory of each step; no digest covers it
 # Keys of `train` that do not change the result, except for rounding.
 FREE_KEYS = ("sharding", "evaluate", "peak_flops", "async_checkpoints", "loss_kernel")
-RECENT_STEPS = 20  # steps whose own texts the progress bar counts
 LOSS_RISE_WARNING = 1.2  # warn if the final loss is larger than the initial loss by more than this factor
 
 
@@ -172,13 +169,7 @@ class Train(Stage):
             start, tokens, flops = time.monotonic(), 0, dict[int, int]()
             step_start = start
 
-            measures: dict[str, float] = {}
-            right = deque[float](maxlen=RECENT_STEPS)  # shares of right own texts
-
             def micro_batches(step: int) -> list[list[Example]]:
-                nonlocal measures
-                if texts is not None:
-                    measures = texts.measures(step)
                 batches = training_data.micro_batches(step)
                 flops[step] = training.count_training_flops(student, batches)
                 return batches
@@ -195,14 +186,11 @@ class Train(Stage):
                 max_grad_norm=section.max_grad_norm,
                 precision=section.precision,
                 loss=loss,
-                on_policy_loss=training.on_policy_loss_from_recipe(recipe),
+                on_policy_loss=training.on_policy_loss_from_recipe(recipe, "train.on_policy"),
                 seed=recipe.training_seed,
             ):
                 if texts is not None:
-                    written = {**measures, **(step.written or {})}
-                    step = replace(step, written=written)
-                    texts.end_step(step.step, written)
-                    right.extend([measures["right"]] if "right" in measures else [])
+                    step = texts.complete(step)
                 speed = training.compute_step_speed(
                     step.step,
                     time.monotonic() - step_start,
@@ -218,7 +206,7 @@ class Train(Stage):
                     metrics_file.append([training.metrics_row(step)])
                 tokens += step.tokens
                 utilisation = "" if speed.utilisation is None else f", {speed.utilisation:.1%} of the peak"
-                of_own = f", {fmean(right):.0%} of recent own texts right" if right else ""
+                of_own = "" if texts is None else texts.progress_note
                 tick(1, f"loss {step.loss:.4f}{of_own}, {speed.tokens_per_second:.0f} tokens/s{utilisation}")
                 last = step.step
                 if last in saved_steps:

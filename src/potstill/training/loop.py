@@ -268,14 +268,16 @@ def on_policy_divergence(recipe: Recipe, key: Literal["on_policy", "train.on_pol
         raise UserError(error.what, code=error.code, where=where, found=error.found, hint=error.hint) from None
 
 
-def on_policy_loss_from_recipe(recipe: Recipe) -> OnPolicyLoss | None:
-    """The loss of texts that the student writes during training; None if the recipe has no `train.on_policy`."""
+def on_policy_loss_from_recipe(recipe: Recipe, key: Literal["on_policy", "train.on_policy"]) -> OnPolicyLoss | None:
+    """The loss of texts that the student writes during training, or after the selection; None without the section."""
+    if key == "on_policy":
+        return None if recipe.on_policy is None else OnPolicyLoss(on_policy_divergence(recipe, key))
     section = recipe.train.on_policy
     if section is None:
         return None
     cap = section.ratio_cap if section.stores_probabilities else None
     return OnPolicyLoss(
-        on_policy_divergence(recipe, "train.on_policy"),
+        on_policy_divergence(recipe, key),
         divergence_weight=section.divergence_weight,
         clip=section.rewards.clip,
         ratio_cap=cap,

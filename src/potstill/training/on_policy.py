@@ -4,6 +4,7 @@
     plan = plan_repair(run_dir, recipe, student, base)   # `on_policy`: all of the steps after the selection
     texts = OwnTexts(plan, student)
     texts.micro_batches(7)      # writes with the student's current weights, so call it right before step 7
+    texts.complete(metrics)     # the metrics of step 7, with the measures of its texts
 
 A plan has *parts*: questions with one scorer. Each step draws questions from its parts. The student answers them in the
 form of the evaluation (`select.format`), the scorer gives its distribution at every token of the answer, and the grader
@@ -22,11 +23,13 @@ it learned. Generic questions that overlap too much with a validation or test qu
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 from potstill import inference, prompts, storage
@@ -41,6 +44,7 @@ from potstill.recipe.on_policy import RewardsSection
 from potstill.records import Prompt, Question, Verdict
 from potstill.training import data_order, examples, scorer_models
 from potstill.training.distributed import broadcast_from_main, is_main_process, share_work
+from potstill.training.loop import StepMetrics
 from potstill.training.own_texts import (
     OwnText,
     Slot,
@@ -58,6 +62,7 @@ from potstill.training.scorers import only_answer_scores, without_scores
 
 ROLLOUT_FORMAT: Final = "own"  # the format under which losses and positions of generic questions are reported
 TASK_FORMAT: Final = "kept"  # the format under which losses and positions of the task's questions are reported
+RECENT_STEPS: Final = 20  # steps whose own texts a progress bar counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ class Plan:
 class OwnTexts:
     """The own texts of a run, as the rows of its steps.
 
-    micro_batches is called with rising steps, each right before the step, and end_step right after it. With a `plan.file`,
+    micro_batches is called with rising steps, each right before the step, and complete right after it. With a `plan.file`,
     the texts of all steps before the first call are those in the file, and each call appends its texts.
     """
 
@@ -118,7 +123,9 @@ class OwnTexts:
     student: Student
     _first: int = 0  # the texts in use were written by the weights before this step
     _stored: dict[int, list[OwnText]] = field(default_factory=dict)
-    _prepared: dict[int, tuple[list[list[Example]], dict[str, float]]] = field(default_factory=dict)
+    _prepared: dict[int, list[list[Example]]] = field(default_factory=dict)
+    _measures: dict[int, dict[str, float]] = field(default_factory=dict)
+    _right: deque[float] = field(default_factory=partial(deque, maxlen=RECENT_STEPS))  # shares of right texts
 
     def resume(self, step: int, measures: Mapping[str, float]) -> None:
         """Continue after this step: read the texts of its window, and remove later ones from the file.
@@ -133,9 +140,21 @@ class OwnTexts:
             if text.step > step:
                 self._stored.setdefault(text.step, []).append(text)
         self._first = step - int(measures.get("staleness", 0))
-        self.end_step(step, measures)
+        self._end_step(step, measures)
 
-    def end_step(self, step: int, measures: Mapping[str, float]) -> None:
+    def complete(self, metrics: StepMetrics) -> StepMetrics:
+        """The metrics of a step with all measures of its texts (`summarize_texts`)."""
+        measures = {**self._measures.pop(metrics.step), **(metrics.written or {})}
+        self._right.extend([measures["right"]] if "right" in measures else [])
+        self._end_step(metrics.step, measures)
+        return replace(metrics, written=measures)
+
+    @property
+    def progress_note(self) -> str:
+        """The mean share of right texts in the last steps, for a progress bar; empty if no text is graded."""
+        return f", {fmean(self._right):.0%} of recent own texts right" if self._right else ""
+
+    def _end_step(self, step: int, measures: Mapping[str, float]) -> None:
         """Discard the texts of the window's other steps if the weights have moved too far from those that wrote them.
 
         measures  the measures of the step's texts, which are the same on every process
@@ -153,13 +172,7 @@ class OwnTexts:
         micro-batch have them only on the process that computes the micro-batch."""
         if step not in self._prepared:
             self._prepare(step)
-        return self._prepared.pop(step)[0]
-
-    def measures(self, step: int) -> dict[str, float]:
-        """`summarize_texts` of a step. Call it before `micro_batches`."""
-        if step not in self._prepared:
-            self._prepare(step)
-        return self._prepared[step][1]
+        return self._prepared.pop(step)
 
     def _prepare(self, step: int) -> None:
         """Write or read the texts of the window from this step on, and score them."""
@@ -192,7 +205,7 @@ class OwnTexts:
             measures = summarize_texts(texts.get(number, []))
             if plan.window > 1:
                 measures["staleness"] = number - self._first
-            self._prepared[number] = [self._score(batch) for batch in batches], measures
+            self._prepared[number], self._measures[number] = [self._score(batch) for batch in batches], measures
 
     def _slots(self, step: int) -> list[Slot]:
         drawn = [(part, name) for part in self.plan.parts for name in part.draw(step)]
@@ -361,9 +374,14 @@ def plan_training(run_dir: Path, recipe: Recipe, student: Student, file: Path, s
 
 
 def plan_repair(
-    run_dir: Path, recipe: Recipe, student: Student, scorer: Student, task_scorer: Student | None = None
+    run_dir: Path,
+    recipe: Recipe,
+    student: Student,
+    scorer: Student,
+    task_scorer: Student | None = None,
+    file: Path | None = None,
 ) -> Plan:
-    """The plan of `on_policy`, after the checkpoint was selected.
+    """The plan of `on_policy`, after the checkpoint was selected. The texts are graded, but grades change nothing.
 
     task_scorer  the selected student, which scores the answers to the task's questions (`on_policy.keep`)
 
@@ -378,9 +396,8 @@ def plan_repair(
         opened = scorer_models.from_model(
             scorer, student, lambda name: prompt_of(questions[name]), top_k=section.top_logprobs, budget=budget
         )
-        return Part(
-            format, questions, lambda step: [group.question for group in data_order.draw_groups(order, step)], opened
-        )
+        draw = lambda step: [group.question for group in data_order.draw_groups(order, step)]  # noqa: E731
+        return Part(format, questions, draw, opened, rewards=True)
 
     generic = examples.read_generic_questions(run_dir, recipe, section.sets, "on_policy.sets")
     parts = [part(ROLLOUT_FORMAT, generic, section.prompts_per_step, scorer)]
@@ -389,7 +406,7 @@ def plan_repair(
         questions = {question.id: question for question in rows}
         parts.append(part(TASK_FORMAT, questions, task_questions_per_step(recipe), task_scorer))
     decode = Decode(section.max_tokens, temperature=section.temperature, seed=recipe.training_seed)
-    return Plan(tuple(parts), prompt_of, decode, section.samples, budget)
+    return Plan(tuple(parts), prompt_of, decode, section.samples, budget, rewards=RewardsSection(), file=file)
 
 
 def task_questions_per_step(recipe: Recipe) -> int:
