@@ -59,6 +59,15 @@ def test_the_page_has_the_measures_of_every_step_and_texts_as_they_were_written(
         ("8", "big"),
         ("8", "own"),
     }
+    card = (
+        (run_dir / "student" / "README.md").read_text("utf-8").partition("## Its own texts\n")[2].partition("\n## ")[0]
+    )
+    assert "the student wrote the texts for 60 % of the prompts itself, 2 for each" in card
+    assert "The scorer big, for questions of sums, is the teacher." in card
+    assert "Rewards from the grader: the group-relative advantage of right texts counted with weight 1." in card
+    chosen = report.choice.checkpoint.step if report.choice else 0
+    count = sum(step.measures["texts"] for step in own.steps if step.step <= chosen)
+    assert f"Up to step {chosen}, it wrote {count} texts of " in card if chosen else "it wrote no text" in card
     costs = {cost.label: cost.number for cost in report.costs}
     written = read_own_texts(run_dir / "train" / "own_texts.jsonl")
     assert costs["texts that the student wrote"] == len(written)

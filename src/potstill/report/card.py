@@ -26,9 +26,9 @@ from potstill.evaluation.query_settings import QuerySettings
 from potstill.report import label_views, summary
 from potstill.report.licences import BaseModel, SetSource
 from potstill.report.model import ONE_SEED_NOTE, ReportData, licence_note
-from potstill.report.sentences import controls_sentence, describe_rule, summary_sentence
+from potstill.report.sentences import controls_sentence, describe_rule, own_texts_sentence, summary_sentence
 
-VERSION: Final = 1  # of the card and the other files about queries; stored in the manifest of the stage `report`
+VERSION: Final = 2  # of the card and the other files about queries; stored in the manifest of the stage `report`
 PIPELINE_TAGS: Final = {"t5": "text2text-generation", "causal": "text-generation"}
 MODEL_CLASSES: Final = {"t5": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}
 MAX_LINE: Final = 100  # characters of a line of the program, before a long prompt is split
@@ -80,6 +80,7 @@ def render_card(data: ReportData, facts: CardFacts) -> str:
     parts += [note for note in data.notes if note not in in_table]
     parts += _query_section(facts)
     parts += _test_section(data)
+    parts += _own_texts_section(data)
     parts += _sources_section(facts)
     parts += ["## Recipe", _fence(data.recipe.rstrip(), "yaml")]
     text = escape_hidden("\n\n".join(parts)) + "\n"
@@ -290,6 +291,14 @@ def _test_section(data: ReportData) -> list[str]:
     parts = ["## Test", "\n".join(rows), "All intervals are 95 % intervals over the questions, for one seed."]
     parts += [label_views.baseline_sentence(table) for table, _ in label_views.main_tables(data)]
     return parts + ([f"{controls_sentence(data)} {ONE_SEED_NOTE}"] if data.controls else [])
+
+
+def _own_texts_section(data: ReportData) -> list[str]:
+    """How much of its training the student wrote itself, who scored it, what the grader's verdicts changed, and numbers."""
+    if data.own_texts is None or data.choice is None:
+        return []
+    numbers = own_texts_sentence(data.own_texts.steps, data.choice.checkpoint.step)
+    return ["## Its own texts", " ".join([*data.own_texts.about, numbers])]
 
 
 def _sources_section(facts: CardFacts) -> list[str]:

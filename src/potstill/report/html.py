@@ -48,7 +48,7 @@ from potstill.report.own_text_panels import list_panels
 from potstill.report.score_tables import HEADER, build_score_tables, table_notes
 from potstill.report.study_model import StudyReport
 
-VERSION: Final = 11  # of the content of the page and its tables; stored in the manifest of the stage `report`
+VERSION: Final = 12  # of the content of the page and its tables; stored in the manifest of the stage `report`
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("labels", "Labels"),

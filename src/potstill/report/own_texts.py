@@ -25,6 +25,7 @@ from potstill import storage
 from potstill.data import run_questions
 from potstill.grading import grade
 from potstill.recipe import Recipe
+from potstill.recipe.on_policy import RewardsSection
 from potstill.records import Question
 from potstill.report.model import OwnTextSample, OwnTextStep, OwnTextSummary, StalenessRow
 from potstill.report.run_files import RunFiles
@@ -164,6 +165,25 @@ def _describe_own_texts(recipe: Recipe) -> Iterator[str]:
             yield f"The texts for questions of {sets} ({name}) have only rewards."
         else:
             yield f"The scorer {name}, for questions of {sets}, is {scorer}{part}."
+    if any(entry.rewards for entry in section.scorers.values()):
+        yield _describe_rewards(section.rewards)
+
+
+def _describe_rewards(rewards: RewardsSection) -> str:
+    """What the grader's verdicts changed, in one sentence."""
+    effects = []
+    if rewards.wrong_weight != 1:
+        weight = rewards.wrong_weight
+        effects.append(
+            f"the divergence counted {weight:g} times on wrong texts" if weight else "wrong texts had no divergence"
+        )
+    if rewards.advantage_weight:
+        effects.append(f"the group-relative advantage of right texts counted with weight {rewards.advantage_weight:g}")
+    if rewards.wrong_penalty:
+        effects.append(f"wrong texts lost an advantage of {rewards.wrong_penalty:g}")
+    if not effects:
+        return "The grader's verdicts on these texts changed nothing."
+    return f"Rewards from the grader: {', '.join(effects)}."
 
 
 def _describe_repair_texts(recipe: Recipe) -> Iterator[str]:

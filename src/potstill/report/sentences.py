@@ -1,11 +1,14 @@
 """The sentences of the page and of the model card.
 
->>> from potstill.report.model import Interval
+>>> from potstill.report.model import Interval, OwnTextStep
 >>> data = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="seed: 1")
 >>> summary_sentence(data)
 'Nothing was compared: the run has no scores on the test split.'
 >>> headline_sentence(data), controls_sentence(data)
 ('', '')
+>>> steps = [OwnTextStep(n, {}, {"texts": 4, "length": 8.0, "right": n / 8}) for n in range(1, 9)]
+>>> own_texts_sentence(steps, 4)
+'Up to step 4, it wrote 16 texts of 8 tokens on average; 12.5 % of the graded texts were right in step 1, 50.0 % in step 4.'
 >>> summary.judge_change(Interval(-0.2, -0.3, -0.1)), summary.judge_change(Interval(0.01, -0.1, 0.12))
 ('lost', 'unclear')
 """
@@ -13,11 +16,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Final
 
 from potstill.records import BASE, Choice
 from potstill.report import summary
-from potstill.report.model import WITHOUT_BOUNDS, Interval, ReportData, RuleChoice, SetGroup
+from potstill.report.model import WITHOUT_BOUNDS, Interval, OwnTextStep, ReportData, RuleChoice, SetGroup
 from potstill.report.model_comparison import ModelComparison
 from potstill.report.summary import GroupChange, Judgement
 
@@ -223,6 +227,35 @@ def _judge_sets(changes: Sequence[tuple[str, Interval]]) -> str:
 
 def _group_phrase(group: SetGroup) -> str:
     return "on generic tasks" if group == "generic" else group
+
+
+def own_texts_sentence(steps: Sequence[OwnTextStep], chosen: int) -> str:
+    """How many texts the student wrote up to the chosen step, and the share of right texts in the first and in the last
+    quarter of these steps. The steps are in order."""
+    written = [row for row in steps if row.measures and row.step <= chosen]
+    if not written:
+        return "Up to the chosen step, it wrote no text."
+    texts = sum(row.measures["texts"] for row in written)
+    tokens = sum(row.measures["texts"] * row.measures["length"] for row in written)
+    sentence = (
+        f"Up to step {summary.format_count(chosen)}, it wrote {summary.format_count(int(texts))} texts of"
+        f" {tokens / texts:.0f} tokens on average"
+    )
+    graded = [row for row in written if "right" in row.measures]
+    if not graded:
+        return f"{sentence}."
+    quarter = -(-len(graded) // 4)
+    parts = [graded[:quarter], graded[-quarter:]]
+    shares = [100 * fmean(row.measures["right"] for row in part) for part in parts]
+    whens = [_name_steps(part[0].step, part[-1].step) for part in parts]
+    return (
+        f"{sentence}; {shares[0]:.1f} % of the graded texts were right in {whens[0]}, {shares[1]:.1f} % in {whens[1]}."
+    )
+
+
+def _name_steps(first: int, last: int) -> str:
+    numbers = [summary.format_count(step) for step in dict.fromkeys((first, last))]
+    return f"step {numbers[0]}" if len(numbers) == 1 else f"the steps {' to '.join(numbers)}"
 
 
 def _join_words(parts: Sequence[str]) -> str:
