@@ -206,14 +206,18 @@ def _student_lines(recipe: Recipe) -> list[str]:
     if count is None:
         return [f"student           {weights}; its size is unknown unless student.shape is also set", ""]
     gib = count / 2**30
-    engine = "the adapters" if recipe.train.lora else f"{8 * gib:.2f} GiB"
     lines = [
         f"student           {weights}",
         f"  prompts         {'in the chat template (plain prompts: student.chat: false)' if chat else 'plain'}",
         *_thought_lines(chat),
         f"  parameters      {count}",
     ]
-    saved = f"{run_cost.checkpoint_count(recipe)} of {4 * gib:.2f} GiB"
+    saved, engine = f"{run_cost.checkpoint_count(recipe)} of {4 * gib:.2f} GiB", f"{8 * gib:.2f} GiB"
+    if recipe.train.lora:  # the engine state has the adapters, too
+        shape = run_cost.find_shape(recipe)
+        mib = None if shape is None else models.count_adapter_parameters(shape, recipe.train.lora) / 2**20
+        sizes = [f"{n * mib:.1f} MiB" if mib is not None else "an unknown size" for n in (4, 12)]
+        saved, engine = f"{run_cost.checkpoint_count(recipe)} adapters of {sizes[0]}", sizes[1]
     return [*lines, f"  checkpoints     {saved}, and the engine state of the newest: {engine}", ""]
 
 

@@ -63,7 +63,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": {"records", "losses", "models", "inference", "training"},
     "transformers": {"models", "inference"},
     "safetensors": {"models", "training"},
-    "peft": {"models.lora"},
+    "peft": {"models.lora", "models.adapter_files"},
     "bitsandbytes": {"models.lora"},
     "tokenizers": {"tokenization", "models.gguf"},
     "tiktoken": {"tokenization"},

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import tiny
 from expect import user_error
-from potstill import models, training
+from potstill import models, runner, training
 from potstill.evaluation import checkpoint
-from potstill.models import Example, Shape, lora
-from potstill.models.lora import adapter_name
+from potstill.models import Example, Shape, adapter_files, lora
+from potstill.models.adapter_files import stored_name
 from potstill.records import Checkpoint, Target
 from potstill.storage import manifest
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
@@ -29,6 +29,7 @@ from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 from training_steps import make_student, train
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft (the extra lora)")
 
 
@@ -46,7 +47,7 @@ def example(student: models.Student) -> Example:
 
 @needs_peft
 @pytest.mark.parametrize("family", ["t5", "causal"])
-def test_adapters_alone_learn_and_the_saved_folder_is_the_adapted_model(family: str, tmp_path: Path):
+def test_adapters_alone_learn_and_a_checkpoint_on_its_base_is_the_adapted_model(family: str, tmp_path: Path):
     student = make(family)
     rows = [example(student)]
     first = {name: value.clone() for name, value in student.weights().items()}
@@ -59,9 +60,10 @@ def test_adapters_alone_learn_and_the_saved_folder_is_the_adapted_model(family: 
     schedule = training.Schedule("constant", 1e-2)
     for _ in training.train_steps(student, adam, lambda _: [rows], first=1, last=5, schedule=schedule, seed=1):
         pass
-    student.save(tmp_path)
+    student.adapter_base = models.AdapterBase()
+    student.save_checkpoint(tmp_path)
     taught = student(student.batch(rows)).detach()
-    plain = models.open_student(tmp_path)
+    adapter_files.merge_adapter((plain := make(family)).model, tmp_path)
     assert torch.allclose(plain(plain.batch(rows)).detach(), taught, atol=1e-5) and taught.sum() < untaught.sum()
     saved = plain.weights()
     assert set(saved) == set(first)
@@ -69,10 +71,7 @@ def test_adapters_alone_learn_and_the_saved_folder_is_the_adapted_model(family: 
     assert changed and not any(
         "embed" in name or "shared" in name or "head" in name or "norm" in name for name in changed
     )
-    assert not any("lora" in path.read_text("utf-8") for path in tmp_path.glob("*.json"))
-    if family == "causal":
-        _, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)  # pyright: ignore
-        assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert {path.name for path in tmp_path.iterdir()} == {adapter_files.BASE_FILE, *PEFT_FILES}
 
 
 @needs_peft
@@ -94,7 +93,9 @@ def test_a_run_with_adapters_resumes_to_the_bit(world: Path, tmp_path: Path, mon
     cut = tiny.make(world, tmp_path / "cut", "train.lora=4", until="evaluate")
     assert tiny.contents(cut) == tiny.contents(whole)
     assert checkpoint.read_saved_steps(cut) == [2, 4]
-    assert json.loads((cut / "train" / "checkpoints" / "4" / "config.json").read_text())["model_type"] == "t5"
+    for step, more in ((2, set()), (4, {OPTIMIZER_FILE})):
+        files = {path.name for path in (cut / "train" / "checkpoints" / str(step)).iterdir()}
+        assert files == {adapter_files.BASE_FILE, *PEFT_FILES} | more
 
 
 def test_without_peft_there_is_one_message(monkeypatch: pytest.MonkeyPatch):
@@ -107,7 +108,7 @@ def test_without_peft_there_is_one_message(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own call
 @pytest.mark.parametrize("family", ["t5", "causal"])
 def test_an_adapter_is_opened_by_peft_on_its_base(family: str, world: Path, tmp_path: Path) -> None:
-    """The adapter of the chosen checkpoint, and that of an interpolation, give the logits of the merged student."""
+    """A checkpoint, the adapter of an interpolation, and that beside the student give the logits of the merged student."""
     import peft  # pyright: ignore[reportMissingImports]
 
     (base := tmp_path / "base").mkdir()
@@ -126,9 +127,10 @@ def test_an_adapter_is_opened_by_peft_on_its_base(family: str, world: Path, tmp_
 
     plain = logits(auto.from_pretrained(base))
     for share in (1.0, 0.5):
-        folder = tmp_path / f"adapter-{share}"
-        checkpoint.copy_adapter(run_dir, Checkpoint(2, share), folder)
-        adapted = peft.PeftModel.from_pretrained(auto.from_pretrained(base), folder, subfolder="adapter")
+        folder = run_dir / "train" / "checkpoints" / "2"
+        if share != 1:
+            checkpoint.copy_adapter(run_dir, Checkpoint(2, share), folder := tmp_path / f"adapter-{share}")
+        adapted = peft.PeftModel.from_pretrained(auto.from_pretrained(base), folder)
         merged = checkpoint.open_checkpoint(run_dir, recipe, Checkpoint(2, share)).model
         assert torch.allclose(logits(adapted), logits(merged), atol=1e-5)
         assert not torch.allclose(logits(adapted), plain, atol=1e-3)
@@ -147,18 +149,19 @@ def test_an_adapter_is_opened_by_peft_on_its_base(family: str, world: Path, tmp_
 
 
 @needs_peft
-def test_saving_an_adapter_changes_nothing_else(world: Path, tmp_path: Path) -> None:
+def test_the_adapter_beside_the_student_changes_nothing_else(world: Path, tmp_path: Path) -> None:
     (base := tmp_path / "base").mkdir()
     make("causal").save(base)
-    changes = (f"student={{model: {base}}}", "train.lora=4", "train.evaluate=true")
-    alone = tiny.contents(tiny.make(world, tmp_path / "alone", *changes, until="train"))
-    both = tiny.contents(tiny.make(world, tmp_path / "both", *changes, "train.save_adapter=true", until="train"))
-    more = {name for name in both if "/adapter/" in name}
-    assert both.keys() - alone.keys() == more and len(more) == 2 * 2
+    changes = (f"student={{model: {base}}}", "train.lora=4")
+    run_dir = tiny.make(world, tmp_path / "run", *changes)
+    alone = tiny.contents(run_dir)
+    with user_error("E-run-stage-differs", found="train.save_adapter"):
+        tiny.make(world, run_dir, *changes, "train.save_adapter=true")
+    recipe = tiny.recipe(world, *changes, "train.save_adapter=true")
+    both = tiny.contents(runner.run(recipe, run_dir=run_dir, redo="report"))  # and no training
+    assert both.keys() - alone.keys() == {f"student/adapter/{name}" for name in PEFT_FILES}
     changed = {name for name in alone if alone[name] != both[name]}
-    assert changed == {"train/manifest.json", "train/begun.json"}
-    # What was evaluated while training ran is still valid afterwards.
-    tiny.make(world, tmp_path / "both", *changes, "train.save_adapter=true", until="evaluate")
+    assert changed == {"report/manifest.json", "report/begun.json", "report/index.html", "student/README.md"}
 
 
 def test_an_adapter_needs_a_rank_and_a_base(world: Path) -> None:
@@ -166,6 +169,9 @@ def test_an_adapter_needs_a_rank_and_a_base(world: Path) -> None:
         tiny.recipe(world, "train.save_adapter=true")
     with user_error("E-recipe-save-adapter"):
         tiny.recipe(world, "train.save_adapter=true", "train.lora=4")
+
+
+BASE = models.AdapterBase("base", digests={"student.model": "0" * 64})
 
 
 def train_sharded(rank: int, folder: Path) -> None:
@@ -180,9 +186,10 @@ def train_sharded(rank: int, folder: Path) -> None:
         train(student, 1, 2, adam, model=model)
         weights = training.full_state_dict(student)
         if rank == 0:
-            student.adapter_base = models.AdapterBase("base")
+            assert weights and all(".lora_" in name for name in weights), "the frozen weights are not gathered"
+            student.adapter_base = BASE
             (folder / family).mkdir()
-            student.save(folder / family, weights=weights)
+            student.save_checkpoint(folder / family, weights=weights)
         save_optimizer_shards(adam, folder / f"{family}-engine", parameters=True)
     # One process's state continues in two.
     student = make_student("causal")
@@ -201,32 +208,32 @@ def test_sharded_adapters_learn_and_are_saved_as_in_one_process(tmp_path: Path) 
         models.add_adapters(student.model, 4, seed=1)
         adam = training.build_optimizer(student, 1e-2)
         train(student, 1, 2, adam)
-        student.adapter_base = models.AdapterBase("base")
+        student.adapter_base = BASE
         if family == "causal":
             (tmp_path / "whole").write_bytes(training.optimizer_state_bytes(adam, parameters=True))
     assert together(2, train_sharded, tmp_path) == [0, 0]
     for family, student in plain.items():
         (alone := tmp_path / f"{family}-alone").mkdir()
-        student.save(alone)
+        student.save_checkpoint(alone)
         names = {path.relative_to(alone) for path in alone.rglob("*") if path.is_file()}
         assert names == {
             path.relative_to(tmp_path / family) for path in (tmp_path / family).rglob("*") if path.is_file()
         }
-        for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
-            one, both = load_file(alone / name), load_file(tmp_path / family / name)
-            assert one.keys() == both.keys()
-            for key, value in one.items():  # Adam divides by gradients close to 0
-                assert float((value - both[key]).norm()) <= 1e-3 * float(value.norm()) + 1e-6, (family, key)
-        config = "adapter/adapter_config.json"
-        assert (alone / config).read_bytes() == (tmp_path / family / config).read_bytes()
+        name = "adapter_model.safetensors"
+        one, both = load_file(alone / name), load_file(tmp_path / family / name)
+        assert one.keys() == both.keys()
+        for key, value in one.items():  # Adam divides by gradients close to 0
+            assert float((value - both[key]).norm()) <= 1e-3 * float(value.norm()) + 1e-6, (family, key)
+        for name in ("adapter_config.json", "base.json"):
+            assert (alone / name).read_bytes() == (tmp_path / family / name).read_bytes()
         # Two processes' state continues in one.
         again = make_student(family)
         models.add_adapters(again.model, 4, seed=2)
         adam = training.build_optimizer(again)
         restore_optimizer_shards(adam, tmp_path / f"{family}-engine")
-        adapter = load_file(tmp_path / family / "adapter" / "adapter_model.safetensors")
+        adapter = load_file(tmp_path / family / "adapter_model.safetensors")
         own = {name: value for name, value in again.model.state_dict().items() if ".lora_" in name}
-        assert own and all(torch.equal(value, adapter[adapter_name(name)]) for name, value in own.items())
+        assert own and all(torch.equal(value, adapter[stored_name(name)]) for name, value in own.items())
     trained = {name: value.detach() for name, value in plain["causal"].named_parameters() if value.requires_grad}
     for rank in range(2):
         continued = load_file(tmp_path / f"continued-{rank}")
@@ -242,11 +249,19 @@ needs_bitsandbytes = pytest.mark.skipif(
 @needs_peft
 @needs_bitsandbytes
 @pytest.mark.parametrize("family", ["t5", "causal"])
-def test_with_weights_in_4_bits_the_saved_folder_is_the_model_that_was_trained(family: str, tmp_path: Path) -> None:
+def test_with_weights_in_4_bits_a_checkpoint_on_its_rounded_base_is_the_model_that_was_trained(
+    family: str, world: Path, tmp_path: Path
+) -> None:
+    from bitsandbytes import functional  # pyright: ignore[reportMissingImports]
+
     # Rows of less than 64 weights are rounded wrongly by bitsandbytes 0.50 on a CPU.
     tokenizer = train_unigram(TEXTS, 60) if family == "t5" else train_bpe(TEXTS, 290)
     shape = Shape(family, 64, 2, 8, 64, 8, tokenizer.size)  # pyright: ignore[reportArgumentType]
     student = models.random_student(shape, tokenizer, seed=1)
+    (base := tmp_path / "base").mkdir()
+    student.save(base)
+    recipe = tiny.recipe(world, f"student={{model: {base}}}", "train.lora=4", "train.load_in_4bit=true")
+    adapter_base = models.adapter_base(recipe, student)
     whole = {name: value.clone() for name, value in student.weights().items()}
     models.quantize_layers(student.model, "float32")
     models.add_adapters(student.model, 4, seed=1)
@@ -257,9 +272,14 @@ def test_with_weights_in_4_bits_the_saved_folder_is_the_model_that_was_trained(f
         value = whole[name.replace(".base_layer", "")]
         assert state[name].dtype == torch.uint8 and state[name].numel() == -(-value.numel() // 2)
     # Half of the widest gap of NF4 is 0.152 of the largest weight of a block.
-    rounded = student.copy_weights()
+    lora.round_layers((plain := models.from_recipe(recipe)).model)
+    rounded = plain.weights()
     moved = max(float((rounded[name] - value).abs().max() / value.abs().max()) for name, value in whole.items())
     assert rounded.keys() == whole.keys() and 0 < moved < 0.16
+    for name in layers:  # to the bit the weights with which the layers compute
+        stored = student.model.get_parameter(name)
+        kept = functional.dequantize_4bit(stored.data, getattr(stored, "quant_state"))  # noqa: B009
+        assert torch.equal(rounded[name.replace(".base_layer", "")], kept)
     student.train()  # on a CPU, bitsandbytes packs the weights in another order when a layer is evaluated
     rows = [example(student)]
     untaught = student(student.batch(rows)).detach()
@@ -271,8 +291,11 @@ def test_with_weights_in_4_bits_the_saved_folder_is_the_model_that_was_trained(f
     assert all(torch.equal(state[name], student.model.state_dict()[name]) for name in layers)
     student.train()
     taught = student(student.batch(rows)).detach()
-    student.save(tmp_path)
-    plain = models.open_student(tmp_path)
+    student.adapter_base = adapter_base
+    (saved := tmp_path / "saved").mkdir()
+    student.save_checkpoint(saved)
+    assert json.loads((saved / "base.json").read_text())["rounding"] == "nf4"
+    plain = models.from_checkpoint(recipe, saved)
     assert plain.weights().keys() == whole.keys()
     assert torch.allclose(plain(plain.batch(rows)).detach(), taught, atol=1e-4) and taught.sum() < untaught.sum()
 

@@ -20,7 +20,8 @@ FOLDERS: Final = {
     "repair": "On-policy distillation, if the recipe has the section `on_policy`.",
     "report": "The report page, and its tables as CSV.",
     "MODEL": "A model folder that every Hugging Face tool loads. `MODEL` is `student` (the selected student),"
-    " `train/checkpoints/N` and `repair/checkpoints/N`.",
+    " `train/checkpoints/N` and `repair/checkpoints/N`. With `train.lora`, `train/checkpoints/N` is a folder of peft"
+    " instead: it has the adapter, and no model.",
 }
 
 FILES: Final = {
@@ -112,6 +113,10 @@ FILES: Final = {
     "MODEL/potstill.json": "The prompts, limits and decodings of the evaluation, for `potstill ask` (`student/` only).",
     "MODEL/chat_template.jinja": "The model's chat template; in `student/` the trained prompt, for a decoder-only student"
     " without a template of its own.",
+    "MODEL/adapter_config.json": "The rank and the layers of a LoRA adapter, and the name of its base, for peft.",
+    "MODEL/adapter_model.safetensors": "The matrices of the adapter.",
+    "MODEL/base.json": "Digests of the base with which the adapter was trained. An adapter is opened on this base only.",
+    "MODEL/adapter/": "The adapter beside the merged weights, as a folder of peft (`student/` only).",
     "MODEL/engine.safetensors": "Optimizer state, to resume training (the newest checkpoint only).",
     "MODEL/engine/": "The optimizer state with `train.sharding: full`, one file for each process.",
 }
@@ -140,6 +145,10 @@ SOMETIMES: Final = {
     "sample/server.json": "Only with a server. ",
     "sample/unanswered.jsonl": "Only with a server. ",
     "report/chain.csv": "Only if the teacher gave probabilities. ",
+    "MODEL/adapter_config.json": "Only with `train.lora`. ",
+    "MODEL/adapter_model.safetensors": "Only with `train.lora`. ",
+    "MODEL/base.json": "Only with `train.lora`. ",
+    "MODEL/adapter/": "Only with `train.save_adapter`. ",
     "MODEL/engine/": "",
 }
 

@@ -25,6 +25,7 @@ from potstill.evaluation.query import Answer, AskedQuestion
 from potstill.evaluation.query_settings import SETTINGS_FILE, QuerySettings
 from potstill.models import Student
 from potstill.prompts import FORMATS
+from potstill.records import Checkpoint
 from potstill.run_reader import open_run
 from potstill.storage import dataset_files
 
@@ -57,7 +58,8 @@ def ask(
 ) -> None:
     """Answer a question, or the questions of a file, of standard input or of a terminal, and print the answers.
 
-    target   a run, a student's folder, or another name of a model (see `models.locate_model`)
+    target   a run, a student's folder, a checkpoint of a run with LoRA, or another name of a model (see
+             `models.locate_model`)
     columns  `question` and `gold` -> the column of the file, if it has another name
 
     Raises UserError as `query.answer_questions` and `models.open_student` do, and if the format is missing for a folder
@@ -101,6 +103,10 @@ def open_target(target: str, format: str | None) -> tuple[Student, QuerySettings
     path = Path(target)
     if (path / "recipe.yaml").is_file():
         return query.open_run_student(path, open_run(path).recipe)
+    step = path.resolve()
+    run_dir = step.parent.parent.parent
+    if models.is_adapter(path) and step.name.isdigit() and (run_dir / "recipe.yaml").is_file():
+        return query.open_run_student(run_dir, open_run(run_dir).recipe, Checkpoint(int(step.name)))
     folder = models.locate_model(target, key="MODEL").folder
     if (folder / SETTINGS_FILE).is_file():
         settings = query_settings.read_settings(folder)

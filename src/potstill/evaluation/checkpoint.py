@@ -282,9 +282,9 @@ def _count_cut_thoughts(
     answers = {f"{format}.{spec.name}": read(format, spec.name) for format in recipe.evaluate.formats for spec in specs}
     chat = None
     if recipe.student.model is not None and recipe.student.chat is not False:
-        is_base = checkpoint == BASE
-        base_folder = models.model_folder(recipe) if is_base else weights_dir(run_dir, checkpoint)
-        chat = models.chat_template_from_recipe(recipe, base_folder)
+        own = weights_dir(run_dir, checkpoint)
+        of_base = checkpoint == BASE or models.is_adapter(own)
+        chat = models.chat_template_from_recipe(recipe, models.model_folder(recipe) if of_base else own)
     counts = cut_thoughts.count_cut_thoughts(answers, chat)
     if warning := thoughts.describe_cut_thoughts(counts, is_base=checkpoint == BASE):
         progress.print_line(f"step {checkpoint.label}: {warning}", "yellow")
@@ -466,12 +466,10 @@ def read_measured_dtype(run_dir: Path, checkpoint: Checkpoint) -> StoredDType:
 
 
 def copy_adapter(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy the LoRA adapter of a checkpoint, if training saved it, into a student's folder."""
+    """Write the LoRA adapter of a checkpoint into a folder. Raises UserError if the checkpoint has none."""
     from potstill import models
 
-    source = weights_dir(run_dir, checkpoint) / models.ADAPTER_FOLDER
-    if source.is_dir():
-        models.copy_adapter(source, folder / models.ADAPTER_FOLDER, checkpoint.share)
+    models.copy_adapter(models.find_adapter(weights_dir(run_dir, checkpoint)), folder, checkpoint.share)
 
 
 def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
@@ -489,7 +487,7 @@ def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> di
     else:
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
     # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and is deleted for older steps. The
-    # weights already contain an adapter.
+    # merged weights of earlier versions already contain the folder `adapter`.
     unread = (f"{prefix}engine", f"{prefix}{models.ADAPTER_FOLDER}/")
     weights = {name: digest for name, digest in digests.items() if not name.startswith(unread)}
     weights |= _rounding(recipe, checkpoint)

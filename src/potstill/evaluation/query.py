@@ -26,7 +26,7 @@ from potstill.evaluation import checkpoint, decoding
 from potstill.evaluation.query_settings import SETTINGS_FILE, QuerySettings, describe_run, read_settings
 from potstill.inference import Decode, Request
 from potstill.recipe import Recipe
-from potstill.records import BASE, Prediction, StopReason
+from potstill.records import BASE, Checkpoint, Prediction, StopReason
 from potstill.storage import manifest
 
 if TYPE_CHECKING:
@@ -58,20 +58,21 @@ def _move(student: Student, settings: QuerySettings) -> Student:
     return student.to(models.default_device())
 
 
-def open_run_student(run_dir: Path, recipe: Recipe) -> tuple[Student, QuerySettings]:
+def open_run_student(run_dir: Path, recipe: Recipe, chosen: Checkpoint | None = None) -> tuple[Student, QuerySettings]:
     """The student of a run and its settings. Raises UserError if the run has not yet selected a checkpoint.
 
-    It comes from the folder `student`, or else from the selected checkpoint; for a run that only evaluates, it is the base.
+    chosen  the checkpoint; None: the student in the folder `student`, or else the selected checkpoint; for a run that only
+            evaluates, the base
     """
-
     folder = run_dir / "student"
-    if (folder / SETTINGS_FILE).is_file():
+    if chosen is None and (folder / SETTINGS_FILE).is_file():
         settings = read_settings(folder)
         return open_student(folder, settings), settings
-    if recipe.has_teacher and manifest.read_finished(run_dir / "select") is None:
+    if chosen is None and recipe.has_teacher and manifest.read_finished(run_dir / "select") is None:
         what, hint = "the run has chosen no checkpoint yet", "run the recipe until select"
         raise UserError(what, code="E-run-stage-not-finished", where=run_dir, hint=hint)
-    chosen = checkpoint.read_choice(run_dir).checkpoint if recipe.has_teacher else BASE
+    if chosen is None:
+        chosen = checkpoint.read_choice(run_dir).checkpoint if recipe.has_teacher else BASE
     student = checkpoint.open_checkpoint(run_dir, recipe, chosen)
     described = describe_run(run_dir, recipe, student)
     if described is None:

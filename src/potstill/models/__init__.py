@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from potstill.models.adapter_files import (
+    ADAPTER_FOLDER,
+    AdapterBase,
+    check_base,
+    copy_adapter,
+    find_adapter,
+    is_adapter,
+)
 from potstill.models.batch import Batch, Example, WrittenText
 from potstill.models.chat_template import ChatSettings, ChatTemplate, open_chat_template
 from potstill.models.load import (
+    adapter_base,
     auto_uses_chat_template,
     base_dtype,
     chat_template_from_recipe,
@@ -32,20 +41,14 @@ from potstill.models.load import (
     tokenizer_from_recipe,
     weights_identity,
 )
-from potstill.models.lora import (
-    ADAPTER_FOLDER,
-    AdapterBase,
-    add_adapters,
-    check_quantization,
-    copy_adapter,
-    quantize_layers,
-)
+from potstill.models.lora import add_adapters, check_quantization, quantize_layers
 from potstill.models.sources import NOT_DOWNLOADED, ModelSource, find_model, find_scorer, locate_model, without_weights
 from potstill.models.student import (
     SHAPES,
     Head,
     Shape,
     Student,
+    count_adapter_parameters,
     count_matrix_elements,
     count_parameters,
     default_device,
@@ -72,14 +75,17 @@ __all__ = [
     "StoredDType",
     "Student",
     "WrittenText",
+    "adapter_base",
     "add_adapters",
     "auto_uses_chat_template",
     "base_dtype",
     "chat_template_from_recipe",
+    "check_base",
     "check_quantization",
     "check_tokenizer",
     "check_weights",
     "copy_adapter",
+    "count_adapter_parameters",
     "count_matrix_elements",
     "count_parameters",
     "count_stored_parameters",
@@ -87,11 +93,13 @@ __all__ = [
     "describe_devices",
     "disk_full_as_oserror",
     "end_of_turn_identity",
+    "find_adapter",
     "find_model",
     "find_scorer",
     "from_checkpoint",
     "from_recipe",
     "interpolate_weights",
+    "is_adapter",
     "locate_model",
     "model_folder",
     "open_chat_template",

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from potstill import storage, tokenization
 from potstill.errors import UserError
-from potstill.models import causal, t5, weight_files
+from potstill.models import adapter_files, causal, lora, t5, weight_files
 from potstill.models.chat_template import (
     ChatSetting,
     ChatSettings,
@@ -299,11 +299,34 @@ def from_recipe(recipe: Recipe, *, weights: bool = True) -> Student:
 
 
 def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> Student:
-    """The student in a folder, with the recipe's settings. The folder is the recipe's model, or a checkpoint of its run."""
+    """The student in a folder, with the recipe's settings. The folder is the recipe's model, or a checkpoint of its run.
+
+    The adapter of a checkpoint is merged into the base, which is always opened with weights. Raises UserError as
+    `open_student` and `adapter_files.merge_adapter` do, and if the base is not that of the adapter.
+    """
+    if adapter_files.is_adapter(folder):
+        student = from_recipe(recipe)
+        adapter_files.check_base(folder, adapter_base(recipe, student))
+        if adapter_files.read_base(folder).rounding is not None:
+            lora.round_layers(student.model)
+        adapter_files.merge_adapter(student.model, folder)
+        return student
     section = recipe.student
     chat = False if section.model is None else ChatSettings.from_section(section, "student")
     settings: Any = {"dropout": section.dropout, "trust_remote_code": section.trust_remote_code, "chat_template": chat}
     return open_student(folder, weights=weights, **settings)
+
+
+def adapter_base(recipe: Recipe, student: Student) -> adapter_files.AdapterBase:
+    """The base student of a recipe as the base of adapters. student: the base, with weights."""
+    section = recipe.student
+    rounding = lora.QUANTIZATION if recipe.train.load_in_4bit else None
+    if section.model is None:
+        digests = {"student.shape": adapter_files.digest_weights(student.model)}
+        return adapter_files.AdapterBase(digests=digests, rounding=rounding)
+    source = _model_source(recipe)
+    revision = section.revision if source.commit is None else source.commit
+    return adapter_files.AdapterBase(section.model, revision, source.identity("student.model"), rounding)
 
 
 def model_folder(recipe: Recipe) -> Path:

@@ -5,6 +5,8 @@ so the logits [rows, length, vocabulary] of a batch never exist.
 
     >>> SHAPES["flan-t5-base"].layers, count_parameters(SHAPES["flan-t5-base"])
     (12, 247577856)
+    >>> count_adapter_parameters(SHAPES["flan-t5-base"], rank=16)
+    6782976
     >>> from potstill.models import Shape, random_student
     >>> from potstill import demo, tokenization
     >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
@@ -37,7 +39,7 @@ from transformers.utils import logging
 from potstill import process, storage
 from potstill.errors import UserError
 from potstill.losses import DEFAULT_LOSS, Loss, OnPolicyLoss
-from potstill.models import lora
+from potstill.models import adapter_files, lora
 from potstill.models.batch import Batch, Example, check_examples, written_positions
 from potstill.models.chat_template import ChatTemplate
 from potstill.models.weight_files import StoredDType
@@ -118,6 +120,20 @@ def count_matrix_elements(shape: Shape) -> int:
     return encoder + shape.layers * (2 * attention + feed_forward)
 
 
+def count_adapter_parameters(shape: Shape, rank: int) -> int:
+    """The number of parameters of the adapters of a model: rank * (inputs + outputs) for each linear layer."""
+    width = shape.heads * shape.d_kv
+    if shape.family == "causal":
+        kv_width = (shape.kv_heads or shape.heads) * shape.d_kv
+        attention, matrices = 2 * (shape.d_model + width) + 2 * (shape.d_model + kv_width), 3
+    else:
+        attention, matrices = 4 * (shape.d_model + width), 3 if shape.gated else 2
+    feed_forward = matrices * (shape.d_model + shape.d_ff)
+    encoder = 0 if shape.family == "causal" else (shape.encoder_layers or shape.layers) * (attention + feed_forward)
+    decoder = shape.layers * ((1 if shape.family == "causal" else 2) * attention + feed_forward)
+    return rank * (encoder + decoder)
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The function from hidden states to logits: scale * hidden @ weight.T + bias.
@@ -145,7 +161,7 @@ class Student(nn.Module):
     model         the transformers model; its weights are float32 unless it was opened with another dtype
     tokenizer     potstill's tokenizer. It may have fewer tokens than the head has rows (a padded vocabulary), never more
     chat          chat template of the prompts; None for plain prompts
-    adapter_base  base model of the adapters, if `save` also writes the adapters separately
+    adapter_base  base of the adapters, which their checkpoints name; None without adapters
     folder        folder of the weights, for a student that was opened without weights
     """
 
@@ -154,7 +170,7 @@ class Student(nn.Module):
     model: PreTrainedModel
     chat: ChatTemplate | None = None
     folder: Path | None = None
-    adapter_base: lora.AdapterBase | None = None
+    adapter_base: adapter_files.AdapterBase | None = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -261,8 +277,11 @@ class Student(nn.Module):
         return dict(self.model.state_dict() if weights is None else weights)
 
     def copy_weights(self) -> dict[str, Tensor]:
-        """A copy of the plain model's state_dict on the CPU. `save` accepts it as `weights`."""
-        state = lora.merge_adapters(self.model, self.model.state_dict())
+        """A copy on the CPU of what a checkpoint contains: the model's state_dict, or its adapters alone.
+
+        `save_checkpoint` accepts it as `weights`; so does `save` without adapters.
+        """
+        state = self.checkpoint_state(self.model.state_dict())
         return _map_shared_tensors(state, lambda value: value.to("cpu", copy=True))
 
     def save(
@@ -278,8 +297,8 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         assert folder.is_dir(), f"{folder} is not a folder"
-        unmerged = self.weights(weights)
-        state = lora.merge_adapters(self.model, unmerged)
+        assert not self.has_adapters, "adapters are saved alone, with `save_checkpoint`"
+        state = {name: value.detach() for name, value in self.weights(weights).items()}
         if dtype is not None:
             target = getattr(torch, dtype)
             state = _map_shared_tensors(state, lambda value: value.to(target) if value.is_floating_point() else value)
@@ -293,8 +312,23 @@ class Student(nn.Module):
             storage.copy_mode(path, weights_file)
         for name, content in {**self.tokenizer.files, **self._tokenizer_config()}.items():
             storage.write_file(folder / name, content)
-        if self.adapter_base is not None:
-            lora.save_adapter(unmerged, folder / lora.ADAPTER_FOLDER, self.family, self.adapter_base)
+
+    def save_checkpoint(self, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write a checkpoint of a training into an existing folder: the model, or a folder of peft with its adapters alone.
+
+        weights  as for `save`; with adapters, their matrices suffice
+        """
+        if not self.has_adapters:
+            self.save(folder, weights=weights)
+            return
+        assert self.adapter_base is not None, "the base of adapters is recorded when training begins"
+        state = self.model.state_dict() if weights is None else weights
+        adapter_files.save_adapter(state, folder, self.family, self.adapter_base)
+
+    def checkpoint_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part of the model's state_dict that a checkpoint contains."""
+        only_adapters = self.has_adapters
+        return {name: value for name, value in state.items() if not only_adapters or lora.is_thin_matrix(name)}
 
     def _tokenizer_config(self) -> dict[str, bytes]:
         """tokenizer_config.json, completed for transformers 4; empty if the tokenizer's file is complete.

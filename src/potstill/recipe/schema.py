@@ -145,7 +145,8 @@ class TrainSection(Section):
         description="Implementation of the loss; measured: the faster implementation on a GPU, plain on a CPU.",
     )
     lora: Count = Field(
-        default=0, description="Rank of LoRA adapters, merged when saved (extra `lora`); 0: train all weights."
+        default=0,
+        description="Rank of LoRA adapters (extra `lora`); 0: train all weights. A checkpoint has only the adapter.",
     )
     load_in_4bit: bool = Field(
         default=False,
@@ -154,7 +155,8 @@ class TrainSection(Section):
     )
     save_adapter: bool = Field(
         default=False,
-        description="Also save the LoRA adapter, as a folder of peft, in each checkpoint and in the student's folder.",
+        description="Also write the LoRA adapter, as a folder of peft, into the student's folder, which has the merged "
+        "weights.",
     )
     sharding: Literal["none", "full"] = Field(
         default="none",

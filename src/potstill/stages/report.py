@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potstill import grading, prompts, storage
+from potstill import grading, models, prompts, storage
 from potstill.data import run_questions, splits
 from potstill.evaluation import checkpoint, choice, intervals, query_settings, selection
 from potstill.inference.transformers import TransformersEngine
@@ -28,7 +28,10 @@ CHECKED_QUESTIONS = 20  # number of questions for which the folder's tokenizer a
 
 
 class Report(Stage):
-    reads = ("report", "name", "seed", "questions", "transfer.min_transferred_probability", "select.weights")
+    reads = (
+        *("report", "name", "seed", "questions", "transfer.min_transferred_probability", "select.weights"),
+        "train.save_adapter",
+    )
     after = (*collect.REPORTED_STAGES, "repair")
 
     def versions(self) -> dict[str, int]:
@@ -43,8 +46,11 @@ class Report(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """The name may change: a renamed run needs only a new page and card; see `grown`."""
-        return ("name",)
+        """The name may change: a renamed run needs only a new page and card; see `grown`.
+
+        `save_adapter` is among them if it is not set, so that the manifest does not name it.
+        """
+        return ("name",) if recipe.train.save_adapter else ("name", "train.save_adapter")
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         return {} if run_dir is None else run_files.control_digests(run_dir, recipe)
@@ -76,7 +82,9 @@ class Report(Stage):
             student = checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint, rounded=False)
             dtype = checkpoint.read_measured_dtype(run_dir, data.choice.checkpoint)
             student.save(student_folder, dtype=dtype)  # the rounded weights that the stage `test` measured
-            checkpoint.copy_adapter(run_dir, data.choice.checkpoint, student_folder)
+            if recipe.train.save_adapter:
+                adapter_folder = student_folder / models.ADAPTER_FOLDER
+                checkpoint.copy_adapter(run_dir, data.choice.checkpoint, adapter_folder)
             facts = _write_query_files(run_dir, recipe, student, student_folder, dtype)
             storage.write_file(student_folder / "README.md", card.render_card(data, facts).encode("utf-8"))
         paths += [path for path in (run_dir / "student").rglob("*") if path.is_file()]
@@ -109,5 +117,10 @@ def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: 
         has_rationales=any(quota and prompts.FORMATS[name].rationale for name, quota in recipe.train.formats.items()),
         has_teacher_chains=any(source.teacher.kind != "human" for source in recipe.sources.values()),
         weights_dtype=dtype,
-        adapter_base=recipe.student.model if recipe.train.save_adapter else None,
+        adapter_base=_describe_adapter_base(recipe) if recipe.train.save_adapter else None,
     )
+
+
+def _describe_adapter_base(recipe: Recipe) -> str:
+    """The base on which a program opens the adapter beside the student."""
+    return f"{recipe.student.model}" + (" loaded in 4 bits (NF4)" if recipe.train.load_in_4bit else "")

@@ -49,7 +49,7 @@ from potstill.training.own_texts import OWN_TEXTS_FILE
 
 SPEED_FILE = "speed.jsonl"  # time and memory of each step; no digest covers it
 # Keys of `train` that do not change the result, except for rounding.
-FREE_KEYS = ("sharding", "evaluate", "peak_flops", "async_checkpoints", "loss_kernel")
+FREE_KEYS = ("sharding", "evaluate", "peak_flops", "async_checkpoints", "loss_kernel", "save_adapter")
 LOSS_RISE_WARNING = 1.2  # warn if the final loss is larger than the initial loss by more than this factor
 
 
@@ -81,7 +81,7 @@ class Train(Stage):
         section = recipe.train
         optional = ("sources", "lengths", "replay", "on_policy", "early_stopping_patience", "loss_weights")
         unnamed = [name for name in optional if getattr(section, name) is None]
-        unnamed += [name for name in ("save_adapter", "load_in_4bit") if not getattr(section, name)]
+        unnamed += [] if section.load_in_4bit else ["load_in_4bit"]
         unnamed += ["uniform_over"] if section.uniform_over == "questions" else []
         unnamed += ["divergence"] if section.divergence == losses.DEFAULT_LOSS.divergence else []
         unnamed += ["steps"] if section.schedule == "constant" else []
@@ -157,8 +157,7 @@ class Train(Stage):
                 folder,
                 student,
                 optimizer,
-                # An adapter is written directly from the student, so training waits meanwhile.
-                background=section.async_checkpoints and not evaluates and student.adapter_base is None,
+                background=section.async_checkpoints and not evaluates,
             ) as checkpoints,
             progress.bar("train", section.steps, "steps", done=resumed) as tick,
         ):
@@ -327,15 +326,15 @@ def _check_steps(made: int, recipe: Recipe) -> None:
 
 
 def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
-    if recipe.train.lora:  # the engine state has the adapters; the weights of a checkpoint contain them merged
+    if recipe.train.lora:  # the engine state has the adapters, too
         student = models.from_recipe(recipe)
+        student.adapter_base = models.adapter_base(recipe, student)
+        if models.is_adapter(folder / str(step)):  # earlier versions saved merged weights
+            models.check_base(folder / str(step), student.adapter_base)
         if recipe.train.load_in_4bit:
             models.check_quantization()
             models.quantize_layers(student.model, recipe.train.precision)
         models.add_adapters(student.model, recipe.train.lora, recipe.training_seed)
-        if recipe.train.save_adapter:
-            assert recipe.student.model is not None, "the recipe's schema requires a model"
-            student.adapter_base = models.AdapterBase(recipe.student.model, recipe.student.revision)
         return student
     if step == 0:
         return models.from_recipe(recipe)

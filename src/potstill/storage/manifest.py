@@ -39,6 +39,7 @@ from potstill.storage import atomic, read
 FORMAT_VERSION: Final = 1  # version of the format of a run folder's files
 FIRST_VERSION: Final = 1  # the assumed version of a package that an older manifest does not name
 BUILTIN_PREFIX: Final = "built-in set "  # prefix of inputs that older runs did not record, and that a machine may lack
+FREED_KEYS: Final = (("train", "train.save_adapter"),)  # a stage, and a key in older identities that it no longer reads
 VERSION_PREFIX: Final = "version of "  # prefix of inputs that are the versions of packages that only some recipes use
 SLOW_VERIFY_BYTES: Final = 1 << 30  # above this, reading takes over two seconds, and a progress bar is shown
 BEGUN_FILE, MANIFEST_FILE = "begun.json", "manifest.json"
@@ -216,6 +217,8 @@ def identity_differences(before: Identity, now: Identity) -> list[str]:
     """The differences between two identities, one line per difference, such as `key: old -> new`."""
     lines = []
     for key, old, new in _changes(before.recipe, now.recipe):
+        if new is None and (before.stage, key) in FREED_KEYS:
+            continue
         lines.append(f"{key}: {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}")
     for name, old, new in _changes(before.versions, now.versions, FIRST_VERSION):
         lines.append(f"version of {name}: {old} -> {new}")

@@ -1,6 +1,6 @@
 """Checkpoints: a Hugging Face folder for every saved step, and the optimizer's state of the newest step.
 
-    checkpoints/250/model.safetensors ...
+    checkpoints/250/model.safetensors ...                         with LoRA adapter_model.safetensors ...
     checkpoints/500/model.safetensors ... engine.safetensors      or engine/, for a sharded student
 
     with CheckpointWriter(folder, student, optimizer, background=True) as checkpoints:
@@ -172,7 +172,7 @@ def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimiz
     weights = full_state_dict(student)
     with storage.write_folder(folder / str(step)) if is_main_process() else nullcontext() as unfinished:
         if unfinished is not None:
-            student.save(unfinished, weights=weights)
+            student.save_checkpoint(unfinished, weights=weights)
             _write_digests(folder, step, unfinished)  # the sharded state has its own digests
         target = broadcast_from_main(lambda: unfinished)
         assert target is not None
@@ -187,7 +187,7 @@ def _write_checkpoint(
     """Write a whole checkpoint, then remove the states of older checkpoints. `weights`: None for the student's current
     weights."""
     with storage.write_folder(folder / str(step)) as unfinished:
-        student.save(unfinished, weights=weights)
+        student.save_checkpoint(unfinished, weights=weights)
         save_optimizer_state(state, unfinished / OPTIMIZER_FILE)
         _write_digests(folder, step, unfinished)
     _remove_older_states(folder, step)

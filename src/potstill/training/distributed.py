@@ -141,7 +141,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def full_state_dict(student: Student) -> dict[str, Tensor] | None:
-    """The state_dict of a sharded student's model, on the CPU of the first process; {} on the others.
+    """What a checkpoint of a sharded student contains, on the CPU of the first process; {} on the others.
 
     Every process must call it. Returns None for a student that is not sharded. Tied weights share their memory. The
     memory in addition to the result is one weight on every process.
@@ -151,7 +151,7 @@ def full_state_dict(student: Student) -> dict[str, Tensor] | None:
     cast(FSDPModule, student).reshard()  # after `forward` the embedding and the head are still gathered
     is_main = is_main_process()
     full: dict[int, Tensor] = {}  # by identity of the tensor
-    state = student.model.state_dict(keep_vars=True)
+    state = student.checkpoint_state(student.model.state_dict(keep_vars=True))
     for value in state.values():
         if id(value) not in full:
             whole = full_tensor(value.detach())
