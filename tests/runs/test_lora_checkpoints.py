@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import tiny
 from crashing import Crash
 from expect import user_error
 from potstill import dry_run, models, runner, storage
 from potstill.cli.ask import open_target
+from potstill.cli.export import export_folder
 from potstill.evaluation import checkpoint, query
 from potstill.export.source import open_exported_run
 from potstill.models import Shape, Student
@@ -252,3 +254,55 @@ def test_the_dry_run_knows_the_size_of_a_checkpoint(run_dir: Path, lora_world: P
     text = dry_run.describe_run(tiny.recipe(lora_world, "student={model: base}", *CHANGES))
     size = (run_dir / "train" / "checkpoints" / "2" / ADAPTER_FILE).stat().st_size / 2**20
     assert f"2 adapters of {size:.1f} MiB" in text
+
+
+@pytest.mark.parametrize("name", ["2", "4", "4-0.5"])
+def test_a_checkpoint_is_merged_on_request(run_dir: Path, merged_run: Path, tmp_path: Path, name: str) -> None:
+    """As a model that transformers opens, with the weights of the checkpoint in the dtype of the base or as wanted."""
+    recipe = open_run(merged_run).recipe
+    wanted = checkpoint.open_checkpoint(merged_run, recipe, Checkpoint.parse(name), rounded=False).weights()
+    for weights, dtype in ((None, torch.bfloat16), ("float32", torch.float32)):
+        lines = export_folder(run_dir, "merged", tmp_path / "model", weights, 1, 1, name)
+        assert f"weights: {len(wanted)} of {len(wanted)} " in lines[0]
+        model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+        assert all(torch.equal(value, wanted[key].to(dtype)) for key, value in model.state_dict().items())
+    if name == "4":
+        expected = merged_run / "train" / "checkpoints" / "4" / "model.safetensors"
+        assert (tmp_path / "model" / "model.safetensors").read_bytes() == expected.read_bytes()
+    lines = export_folder(run_dir, "adapter", tmp_path / "adapter", None, 1, 1, name)
+    assert f"weights: {len(wanted)} of {len(wanted)} " in lines[0]
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        ADAPTER_FILE,
+        "export.json",
+    }
+
+
+def test_an_export_of_an_unfinished_training(lora_world: Path, run_dir: Path, tmp_path: Path) -> None:
+    part = Path(shutil.copytree(run_dir, tmp_path / "part"))
+    for name in ("evaluate", "select", "repair", "test", "report", "student"):
+        storage.remove(part / name)
+    (part / "train" / "manifest.json").unlink()
+    export_folder(part, "merged", tmp_path / "model", None, 1, 1, "2")
+    with user_error("E-run-stage-not-finished"):
+        export_folder(part, "merged", tmp_path / "selected", None, 1, 1)
+    with user_error("E-evaluate-no-checkpoint", hint="[2, 4]"):
+        export_folder(part, "merged", tmp_path / "other", None, 1, 1, "3")
+    for form, name in (("merged", "last"), ("gguf", "2")):
+        with user_error("E-export-checkpoint", found=name):
+            export_folder(run_dir, form, tmp_path / "other", None, 1, 1, name)
+    with user_error("E-cli-export-weights"):
+        export_folder(run_dir, "merged", tmp_path / "other", "int8", 1, 1, "2")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_earlier_run_is_exported_merged_but_has_no_adapter(merged_run: Path, tmp_path: Path) -> None:
+    export_folder(merged_run, "merged", tmp_path / "model", None, 1, 1, "2")
+    with user_error("E-model-no-adapter"):
+        export_folder(merged_run, "adapter", tmp_path / "adapter", None, 1, 1, "2")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_recipe_that_names_a_checkpoint_learns_how_to_merge_it(run_dir: Path) -> None:
+    with user_error("E-model-adapters", hint="--as merged --checkpoint 2"):
+        models.open_student(run_dir / "train" / "checkpoints" / "2")

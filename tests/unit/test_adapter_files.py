@@ -192,3 +192,14 @@ def test_a_damaged_adapter_is_one_message(fault: str, world: Path, tmp_path: Pat
         save_file(state, path, {"format": "pt"})
     with user_error(code, where=str(tmp_path)):
         models.from_checkpoint(recipe, tmp_path)
+
+
+@needs_peft
+def test_an_interpolation_with_a_rounded_base_has_no_adapter(tmp_path: Path) -> None:
+    student = adapted()
+    student.adapter_base = AdapterBase("base", digests=BASE.digests, rounding="nf4")
+    student.save_checkpoint(tmp_path)
+    copy_adapter(tmp_path, tmp_path / "whole")
+    assert (tmp_path / "whole" / ADAPTER_FILE).read_bytes() == (tmp_path / ADAPTER_FILE).read_bytes()
+    with user_error("E-model-no-adapter"):
+        copy_adapter(tmp_path, tmp_path / "half", 0.5)

@@ -46,6 +46,8 @@ class ExportFormat(StrEnum):
     gguf = "gguf"
     ctranslate2 = "ctranslate2"
     lm_eval = "lm-eval"
+    merged = "merged"
+    adapter = "adapter"
 
 
 class TrackerName(StrEnum):
@@ -307,7 +309,7 @@ def export_command(
             help="messages: kept chains as chat rows for other trainers. jsonl: kept chains as whole records. preference:"
             " right and wrong chains of one question as pairs for TRL. gguf: the student as a file for llama.cpp and"
             " Ollama. ctranslate2: the student for CTranslate2. lm-eval: the questions as tasks of"
-            " lm-evaluation-harness.",
+            " lm-evaluation-harness. merged: a checkpoint as a whole model. adapter: its LoRA adapter for peft.",
         ),
     ],
     to: Annotated[
@@ -325,7 +327,7 @@ def export_command(
         typer.Option(
             metavar="KIND",
             help="Type of the weights. gguf: F32, F16, BF16 or Q8_0; by default, as the student. ctranslate2: float32"
-            " (default) or int8.",
+            " (default) or int8. merged: float32, bfloat16 or float16; by default, as the base.",
             show_default=False,
         ),
     ] = None,
@@ -333,6 +335,15 @@ def export_command(
         int, typer.Option(min=1, help="Validation questions that compare answers, for gguf and ctranslate2.")
     ] = 40,
     pairs: Annotated[int, typer.Option(min=1, help="Maximum number of pairs per question, for preference.")] = 1,
+    checkpoint: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="NAME",
+            help="Checkpoint for merged and adapter, such as 500, or 500-0.3 for an interpolation; by default, the"
+            " selected one.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Export chains, the student or the questions for other programs.
 
@@ -350,7 +361,7 @@ def export_command(
         for row in export.export_rows(run_dir, form.value):
             typer.echo(row, nl=False)  # bytes: UTF-8 on every system
         return
-    for line in export.export_folder(run_dir, form.value, to, weights, questions, pairs):
+    for line in export.export_folder(run_dir, form.value, to, weights, questions, pairs, checkpoint):
         typer.echo(line)
 
 

@@ -2,6 +2,7 @@
 
     potstill export runs/demo --as messages > chat.jsonl
     potstill export runs/demo --as gguf --to exported
+    potstill export runs/demo --as merged --checkpoint 500 --to exported
 
 The package `potstill.export` writes the folders.
 """
@@ -21,7 +22,12 @@ from potstill.run_reader import open_run
 from potstill.serialization import to_json
 from potstill.storage import manifest
 
-WEIGHTS: Final = {"gguf": ("F32", "F16", "BF16", "Q8_0"), "ctranslate2": ("float32", "int8")}
+WEIGHTS: Final = {
+    "gguf": ("F32", "F16", "BF16", "Q8_0"),
+    "ctranslate2": ("float32", "int8"),
+    "merged": ("float32", "bfloat16", "float16"),
+}
+OF_CHECKPOINTS: Final = ("merged", "adapter")  # all other exports are of the student
 
 
 def export_rows(run_dir: Path, form: str) -> Iterator[bytes]:
@@ -56,7 +62,15 @@ def _chat_template(recipe: Recipe) -> models.ChatTemplate | None:
     return models.chat_template_from_recipe(recipe, models.model_folder(recipe))
 
 
-def export_folder(run_dir: Path, form: str, folder: Path, weights: str | None, questions: int, pairs: int) -> list[str]:
+def export_folder(
+    run_dir: Path,
+    form: str,
+    folder: Path,
+    weights: str | None,
+    questions: int,
+    pairs: int,
+    checkpoint: str | None = None,
+) -> list[str]:
     """Write an export as a folder. Returns sentences with its parity figures, and a command that uses it."""
     from potstill.export.source import open_exported_run
 
@@ -69,7 +83,16 @@ def export_folder(run_dir: Path, form: str, folder: Path, weights: str | None, q
             found=weights,
             hint=f"use one of {', '.join(allowed)}" if allowed else "remove --weights",
         )
+    if checkpoint is not None and form not in OF_CHECKPOINTS:
+        what, hint = f"{form} exports the student of the run", "remove --checkpoint"
+        raise UserError(what, code="E-export-checkpoint", where="--checkpoint", found=checkpoint, hint=hint)
     run = open_exported_run(run_dir)
+    if form in OF_CHECKPOINTS:
+        from potstill.export import checkpoint as one_checkpoint
+
+        if form == "merged":
+            return one_checkpoint.export_merged(run, folder, checkpoint, weights)
+        return one_checkpoint.export_adapter(run, folder, checkpoint)
     if form == "gguf":
         from potstill.export import gguf
 

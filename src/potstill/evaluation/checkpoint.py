@@ -431,7 +431,7 @@ def open_checkpoint(
     if checkpoint.on_policy_steps:
         return models.from_checkpoint(recipe, path, weights=weights)
     if not path.is_dir():
-        hint = f"use one of {read_saved_steps(run_dir)}"
+        hint = f"use one of {storage.list_saved_steps(path.parent)}"
         raise UserError("there is no such checkpoint", code="E-evaluate-no-checkpoint", where=path, hint=hint)
     student = models.from_checkpoint(recipe, path, weights=weights or checkpoint.share != 1)
     if checkpoint.share != 1:

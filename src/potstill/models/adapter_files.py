@@ -34,7 +34,7 @@ ADAPTER: Final = "default"  # peft's default name of an adapter
 ADAPTER_CONFIG: Final = weight_files.ADAPTER_CONFIG
 ADAPTER_FILE: Final = "adapter_model.safetensors"
 ADAPTER_FOLDER: Final = "adapter"  # in the student's folder
-BASE_FILE: Final = "base.json"
+BASE_FILE: Final = weight_files.ADAPTER_BASE
 COMMIT_SUFFIX: Final = " (commit)"  # of the digest that is a commit on the hub
 TASK_TYPES: Final = {"causal": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
 
@@ -100,7 +100,14 @@ def save_adapter(state: Mapping[str, Tensor], folder: Path, family: str, base: A
 
 
 def copy_adapter(source: Path, folder: Path, share: float = 1.0) -> None:
-    """Copy a folder of peft. share: share of an interpolation with the base, whose adapter is share * B A."""
+    """Copy a folder of peft. share: share of an interpolation with the base, whose adapter is share * B A.
+
+    Raises UserError for an interpolation with a base that was rounded, because it also moves the rounded weights.
+    """
+    if share != 1 and (source / BASE_FILE).is_file() and read_base(source).rounding is not None:
+        what = "an interpolation after training with weights in 4 bits has no adapter"
+        hint = "use its merged weights (--as merged; train.save_adapter: false)"
+        raise UserError(what, code="E-model-no-adapter", where=source, hint=hint)
     state = _read_matrices(source)
     scaled = {name: value * share if ".lora_B." in name else value for name, value in state.items()}
     storage.write_file(folder / ADAPTER_CONFIG, storage.read_bytes(source / ADAPTER_CONFIG))
@@ -173,6 +180,16 @@ def merge_adapter(model: Any, folder: Path) -> None:
             raise _mismatch(folder, name)
         layer.weight += (product * scaling).to(layer.weight.dtype)
         weight_files.refuse_non_finite(folder, iter([(name, layer.weight)]))
+
+
+def compare_weights(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+    """The largest difference between weights, in units of the largest value of its tensor; 0 if all are equal."""
+    assert weights.keys() == others.keys(), "both models have one architecture"
+    moved = 0.0
+    for name, value in weights.items():
+        if not torch.equal(value, others[name]):
+            moved = max(moved, float((value - others[name]).abs().max() / value.abs().max()))
+    return moved
 
 
 def digest_weights(model: Any) -> str:

@@ -305,16 +305,25 @@ def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> St
     `open_student` and `adapter_files.merge_adapter` do, and if the base is not that of the adapter.
     """
     if adapter_files.is_adapter(folder):
-        student = from_recipe(recipe)
-        adapter_files.check_base(folder, adapter_base(recipe, student))
-        if adapter_files.read_base(folder).rounding is not None:
-            lora.round_layers(student.model)
+        student = open_adapter_base(recipe, folder)
         adapter_files.merge_adapter(student.model, folder)
         return student
     section = recipe.student
     chat = False if section.model is None else ChatSettings.from_section(section, "student")
     settings: Any = {"dropout": section.dropout, "trust_remote_code": section.trust_remote_code, "chat_template": chat}
     return open_student(folder, weights=weights, **settings)
+
+
+def open_adapter_base(recipe: Recipe, folder: Path) -> Student:
+    """The student to whose weights the adapter in a folder is added: the base, or the base rounded to 4 bits.
+
+    Raises UserError as `from_recipe` does, and if the base is not the one of the adapter's training.
+    """
+    student = from_recipe(recipe)
+    adapter_files.check_base(folder, adapter_base(recipe, student))
+    if adapter_files.read_base(folder).rounding is not None:
+        lora.round_layers(student.model)
+    return student
 
 
 def adapter_base(recipe: Recipe, student: Student) -> adapter_files.AdapterBase:

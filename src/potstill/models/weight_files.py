@@ -28,6 +28,7 @@ from potstill.errors import UserError
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"  # of peft
+ADAPTER_BASE: Final = "base.json"  # in a checkpoint of potstill
 TOKENIZER_NAMES: Final = ("tokenizer.json", "tokenizer.model", "spiece.model")
 FLOAT_DTYPES: Final = ("F64", "F32", "F16", "BF16")
 StoredDType = Literal["float32", "bfloat16", "float16"]
@@ -77,12 +78,14 @@ def refuse_other_folders(folder: Path) -> None:
     if adapter.is_file():
         base = _read_json_object(adapter).get("base_model_name_or_path")
         merged = f"peft: PeftModel.from_pretrained(BASE, {str(folder)!r}).merge_and_unload().save_pretrained(OUT)"
+        by_peft = f"name the base model, or merge the adapter into it ({merged}) and copy its tokenizer"
+        of_run = f"potstill export RUN --as merged --checkpoint {folder.name} --to FOLDER writes it as a whole model"
         raise UserError(
             "the folder contains an adapter (LoRA), not a whole model",
             code="E-model-adapters",
             where=adapter,
             found=f"an adapter of {base}" if isinstance(base, str) and base else "an adapter that names no base model",
-            hint=f"name the base model, or merge the adapter into it ({merged}) and copy its tokenizer",
+            hint=of_run if (folder / ADAPTER_BASE).is_file() else by_peft,
         )
     weights = [path for pattern in ("*.safetensors", INDEX_FILE) for path in folder.glob(pattern)]
     if weights:
