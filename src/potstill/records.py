@@ -374,7 +374,7 @@ class Score:
 class LabelTable:
     """The answers of a checkpoint to a classification: a confusion matrix.
 
-    labels         the labels, as in the recipe
+    labels         the labels, as in the recipe; without labels in it, the answers: yes and no, or the letters of choices
     counts         for each label, the number of its questions by answer: one number for each label, then the number of
                    other answers (no label, or several), then of texts without an answer or cut off before it
     majority       the most frequent label of the training questions; of these questions if the set is not trained on
@@ -404,6 +404,12 @@ class LabelTable:
         """The share of the label's questions that were answered with it; None without questions."""
         row = self.counts[self.labels.index(label)]
         return row[self.labels.index(label)] / sum(row) if any(row) else None
+
+    @property
+    def mean_recall(self) -> float:
+        """The mean recall of the labels that have questions (balanced accuracy). A rare label counts like a frequent one."""
+        recalls = [found for label in self.labels if (found := self.recall(label)) is not None]
+        return sum(recalls) / len(recalls)
 
     def precision(self, label: str) -> float | None:
         """The share of right answers among those with this label; None if it was never answered."""

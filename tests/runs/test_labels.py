@@ -15,7 +15,7 @@ from potstill.data import labels
 from potstill.errors import UserError
 from potstill.evaluation.query_settings import SETTINGS_FILE
 from potstill.recipe import load_recipe
-from potstill.records import BASE, Question
+from potstill.records import BASE, LabelTable, Question
 from potstill.run_reader import open_run
 from potstill.teachers import protocol
 
@@ -164,6 +164,35 @@ def test_a_model_that_is_only_evaluated_has_the_tables_too(
     assert page.count('<section id="labels">') == 1 and 'href="#labels"' in page
     for text in (page, capsys.readouterr().out.replace("\n", " ")):
         assert "the most frequent label of these questions" in text
+
+
+@pytest.mark.parametrize(
+    "task, golds, names, letter",
+    [
+        ("boolean", ("yes", "No", "yes"), ("no", "yes"), "yes"),
+        ("choice", ("B", "(A)", "(C)", "(B)"), ("(A)", "(B)", "(C)"), "(B)"),
+    ],
+)
+def test_yes_or_no_and_choices_have_the_tables_without_labels(
+    folder: Path, tmp_path: Path, task: str, golds: tuple[str, ...], names: tuple[str, ...], letter: str
+) -> None:
+    rows = [{"question": f"Has Tom {i} of {i * i} pens?", "answer": golds[i % len(golds)]} for i in range(24)]
+    (folder / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets = f"sets={{closed: {{file: {task}.jsonl, task: {task}, split: test}}}}"
+    groups = "questions={train: [], in_distribution: [closed], out_of_distribution: [], generic: []}"
+    changes = (sets, groups, "teacher={kind: none}", "evaluate.formats=[zero-shot-rationale]")
+    run_dir = runner.run(load_recipe(folder / "kinds.yaml", changes), run_dir=tmp_path / "run")
+    [table] = open_run(run_dir).labels("test")
+    assert (table.labels, table.n, table.majority) == (names, 24, letter)
+    assert sum(map(sum, table.counts)) == 24 and table.majority_accuracy >= 1 / len(names)
+    assert "Confusion matrix" in (run_dir / "report" / "index.html").read_text()
+
+
+def test_the_mean_recall_counts_every_label_once() -> None:
+    table = LabelTable(
+        BASE, "t", "test", "f", "greedy", ("a", "b", "c"), ((9, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0,) * 5), "a", "test"
+    )
+    assert table.mean_recall == 0.5 and table.majority_accuracy == 0.9
 
 
 def test_a_run_without_labels_is_as_before(finished: Path) -> None:

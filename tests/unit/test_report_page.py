@@ -242,6 +242,7 @@ def test_a_classification_has_a_section_of_its_own() -> None:
         "spam 4 75.0 % 50.0 % 4 75.0 % 100.0 %" in section
     )  # questions, recall, of the base, answered, precision, ...
     assert "<b> 4 75.0 % 0.0 % 3 100.0 % 0.0 %" in section and "&lt;b&gt;" in html
+    assert "mean of labels 8 75.0 % 25.0 %" in section
     lines = build_tables(replace(full, labels=tuple(tables)))["confusion"].splitlines()
     assert len(lines) == 1 + 4 + 4 and f'"gsm8k","{kind[0]}","{kind[1]}",0,"<b>","(none)",4' in lines
 

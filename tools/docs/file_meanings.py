@@ -70,7 +70,8 @@ FILES: Final = {
     "ANSWERS/shards/": "The answers of each shard, with their positions in the file into which they are merged; and"
     " the bits and bytes of the texts that it has read (`texts...`).",
     "ANSWERS/scores.json": "The counts and accuracies with intervals, for each set, format and decoding.",
-    "ANSWERS/labels.json": "For sets with labels: the confusion matrix and the majority label, by set, format and decoding.",
+    "ANSWERS/labels.json": "For sets with labels, yes-or-no answers or a few choices: the confusion matrix"
+    " and the majority label, by set, format and decoding.",
     "ANSWERS/tries.json": "Accuracy against the number of samples k: by vote, by likelihood, and pass@k.",
     "ANSWERS/texts.json": "Bits and bytes of each text of `evaluate.texts`.",
     "select/choice.json": "The selected step, the rule, the value of each checkpoint, the steps whose difference from the"

@@ -40,6 +40,7 @@ class LabelView:
     baseline: str
     rows: tuple[LabelRow, ...]
     base_rows: tuple[LabelRow, ...] | None
+    base_mean_recall: float | None
     matrix: bool
 
 
@@ -82,6 +83,7 @@ def view_labels(data: ReportData) -> list[LabelView]:
             baseline_sentence(table),
             label_rows(table),
             None if base is None else label_rows(base),
+            None if base is None else base.mean_recall,
             len(table.labels) <= MAX_MATRIX,
         )
         for table, base in main_tables(data)
@@ -89,11 +91,12 @@ def view_labels(data: ReportData) -> list[LabelView]:
 
 
 def label_csv_rows(data: ReportData) -> Iterator[Sequence[str | int | float | None]]:
-    """One row for each label of each table, and one for the majority baseline."""
+    """One row for each label of each table, one for the mean recall, and one for the majority baseline."""
     for table in data.labels:
         keys = (table.set, table.format, table.decoding, table.checkpoint.json_value)
         for row in label_rows(table):
             yield (*keys, "label", row.label, row.n, row.answered, row.precision, row.recall)
+        yield (*keys, "mean of labels", "", table.n, None, None, table.mean_recall)
         yield (*keys, "majority baseline", table.majority, table.n, table.n, table.majority_accuracy, None)
 
 
