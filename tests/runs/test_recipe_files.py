@@ -14,9 +14,9 @@ from potstill.recipe import load_recipe
 def test_every_recipe_is_listed_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
     recipe_files.run((), Path("unused"))
     lines = capsys.readouterr().out.splitlines()
-    names = {path.stem for path in recipe_files.FOLDER.glob("*.yaml")}
-    assert {line.split()[0] for line in lines[: len(names)]} == names
-    assert all(20 < len(line) <= 80 for line in lines[: len(names)])
+    names = {path.stem for path in recipe_files.FOLDER.glob("*.yaml")} | {"demo"}
+    assert {line.split()[0] for line in lines if line and not line.startswith((" ", "copy one"))} == names
+    assert all(20 < len(line) <= 80 for line in lines if line)
 
 
 def test_every_copy_loads_with_all_files_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +30,15 @@ def test_every_copy_loads_with_all_files_that_it_names(tmp_path: Path, monkeypat
         first = Path("recipes", f"{name}.yaml").read_text("utf-8").splitlines()[0]
         assert first == f"# yaml-language-server: $schema={recipe_files.SCHEMA}"
     recipe_files.run(names, Path("recipes"))  # equal files may be copied again
+
+
+def test_the_copy_of_the_demo_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe_files.run(["demo"], Path("my recipes"))
+    recipe = load_recipe(Path("my recipes/demo.yaml"))
+    assert not recipe.report.controls, "only `potstill demo` makes the control runs"
+    assert all(Path("my recipes", str(spec.file)).is_file() for spec in recipe.sets.values())
+    assert Path("my recipes", str(recipe.student.model)).is_dir()
 
 
 def test_nothing_is_replaced_and_an_unknown_name_copies_nothing(tmp_path: Path) -> None:
