@@ -405,12 +405,6 @@ class LabelTable:
         row = self.counts[self.labels.index(label)]
         return row[self.labels.index(label)] / sum(row) if any(row) else None
 
-    @property
-    def mean_recall(self) -> float:
-        """The mean recall of the labels that have questions (balanced accuracy). A rare label counts like a frequent one."""
-        recalls = [found for label in self.labels if (found := self.recall(label)) is not None]
-        return sum(recalls) / len(recalls)
-
     def precision(self, label: str) -> float | None:
         """The share of right answers among those with this label; None if it was never answered."""
         index = self.labels.index(label)

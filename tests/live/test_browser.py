@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +12,9 @@ from typing import Any
 import pytest
 
 import browser as headless
+from example_comparison import comparison, recipes
 from example_report import HOSTILE, example, hostile
+from potstill.records import BASE, LabelTable
 from potstill.report import csv_tables, figures, html
 from potstill.report.html import render_report
 from potstill.report.model import ReportData, StageTime
@@ -293,16 +294,42 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_checker_of_accessibility_finds_nothing(browser: Any, file: Path, width: int, scheme: str) -> None:
-    """axe-core, whose axe.min.js POTSTILL_AXE names (`npm pack axe-core`): no rule of WCAG 2.2 AA is broken."""
-    axe = os.environ.get("POTSTILL_AXE")
-    if not axe:
-        pytest.skip("POTSTILL_AXE does not name axe.min.js of axe-core")
+    """axe-core: no rule of WCAG 2.2 AA is broken."""
     for name in ("index.html", "time.html"):
-        with Opened(browser, file.parent / name, width, scheme, bypass_csp=True) as opened:
-            opened.page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-            opened.page.add_script_tag(path=axe)
-            found = opened.page.evaluate("async () => (await axe.run()).violations.map(v => [v.id, v.nodes[0].html])")
-            assert found == []
+        assert headless.accessibility_faults(browser, file.parent / name, width, scheme) == []
+
+
+def classification() -> ReportData:
+    """A page with the section "Labels": a base, the chosen checkpoint, and a long label that breaks nothing."""
+    full = example()
+    assert full.choice is not None
+    kind = (full.choice.format, full.choice.decoding, ("billing", "bug", "a label of several words", "w" * 60))
+    counts = ((9, 1, 0, 0, 2, 0), (0, 7, 0, 0, 0, 1), (0, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 3))
+    tables = [
+        LabelTable(checkpoint, "gsm8k", "test", *kind, counts, "bug", "train")
+        for checkpoint in (BASE, full.choice.checkpoint)
+    ]
+    return replace(full, labels=tuple(tables))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_tables_of_labels_fit_and_are_accessible(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
+    file = write(tmp_path / "page", classification())
+    with Opened(browser, file, width, scheme) as opened:
+        assert opened.page.locator("#labels table").count() == 2 and opened.overflow() <= 0 and opened.said == []
+    assert headless.accessibility_faults(browser, file, width, scheme) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_comparisons_fit_and_are_accessible(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
+    for name, compared in (("models", comparison()), ("recipes", recipes("another")), ("long", comparison("w" * 200))):
+        file = tmp_path / f"{name}.html"
+        file.write_text(html.render_comparison(compared), encoding="utf-8")
+        with Opened(browser, file, width, scheme) as opened:
+            assert opened.overflow() <= 0 and opened.said == []
+        assert headless.accessibility_faults(browser, file, width, scheme) == []
 
 
 def test_it_prints(browser: Any, file: Path) -> None:

@@ -68,3 +68,10 @@ def test_titles_and_names_of_users_are_texts_and_fit(browser: Any, tmp_path: Pat
     file = write(tmp_path, text, (long, named))
     for width in headless.WIDTHS.values():
         check(browser, file, width, "light")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", headless.WIDTHS.values())
+def test_a_checker_of_accessibility_finds_nothing(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
+    file = write(tmp_path, "A study", example_study.everything())
+    assert headless.accessibility_faults(browser, file, width, scheme) == []

@@ -13,6 +13,7 @@ from potstill import data, runner, storage
 from potstill.cli import export, results
 from potstill.data import labels
 from potstill.errors import UserError
+from potstill.evaluation import label_tables
 from potstill.evaluation.query_settings import SETTINGS_FILE
 from potstill.recipe import load_recipe
 from potstill.records import BASE, LabelTable, Question
@@ -192,7 +193,7 @@ def test_the_mean_recall_counts_every_label_once() -> None:
     table = LabelTable(
         BASE, "t", "test", "f", "greedy", ("a", "b", "c"), ((9, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0,) * 5), "a", "test"
     )
-    assert table.mean_recall == 0.5 and table.majority_accuracy == 0.9
+    assert label_tables.mean_recall(table) == 0.5 and table.majority_accuracy == 0.9
 
 
 def test_a_run_without_labels_is_as_before(finished: Path) -> None:

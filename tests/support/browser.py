@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -32,6 +35,26 @@ def started() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def accessibility_faults(browser: Browser, file: Path, width: int, scheme: Any) -> list[list[str]]:
+    """What axe-core finds in a page with everything opened: the rule, and the first element that breaks it.
+
+    POTSTILL_AXE names its file axe.min.js (`npm pack axe-core`); without it, the test is skipped.
+    """
+    axe = os.environ.get("POTSTILL_AXE")
+    if not axe:
+        pytest.skip("POTSTILL_AXE does not name axe.min.js of axe-core")
+    window: Any = {"width": width, "height": 800}
+    context = browser.new_context(viewport=window, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
+    try:
+        page = context.new_page()
+        page.goto(address(file))
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        page.add_script_tag(path=axe)
+        return page.evaluate("async () => (await axe.run()).violations.map(v => [v.id, v.nodes[0].html])")
+    finally:
+        context.close()
 
 
 def address(file: Path) -> str:

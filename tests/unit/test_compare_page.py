@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from example_comparison import GRADES, comparison, recipes, rows
 from example_report import HOSTILE
 from potstill.errors import escape_hidden
 from potstill.evaluation import intervals
-from potstill.records import Grade, Prediction, Question
+from potstill.records import Grade
 from potstill.report import model_comparison
-from potstill.report.group_scores import RunAnswers, group_runs, score_groups
 from potstill.report.html import render_comparison
-from potstill.report.model import QuotedScore
-from potstill.report.model_comparison import ComparedQuestion, ModelComparison, compare_sets, differing_questions
+from potstill.report.model_comparison import ModelComparison, compare_sets, differing_questions
 from potstill.report.sentences import describe_judgements
-
-GRADES: tuple[Grade, ...] = ("right", "wrong", "no answer")
-
-
-def answer(question: str, grade: Grade, text: str = "text") -> Prediction:
-    return Prediction(question, question.split("/")[0], "number", text, "end", grade, "7")
-
-
-def rows(grades: Mapping[str, Grade]) -> dict[str, Prediction]:
-    return {question: answer(question, grade) for question, grade in grades.items()}
-
-
-def comparison(text: str = "text", name: str = "sums") -> ModelComparison:
-    first = rows({f"sums/{at}": "wrong" for at in range(60)} | {f"more/{at}": "right" for at in range(60)})
-    second = rows({f"sums/{at}": "right" for at in range(60)} | {f"more/{at}": "wrong" for at in range(60)})
-    asked = Question(f"{name}/1", text, text, name, "test", "number")
-    return ModelComparison(
-        models=("base", text, "third"),
-        split="test",
-        groups={"sums": "in-distribution", "more": "generic"},
-        sets=tuple(compare_sets("zero-shot-rationale.greedy", [first, second, first])),
-        questions=(ComparedQuestion(asked, tuple(answer(asked.id, grade, text) for grade in GRADES)),),
-        differing={"sums": 60, "more": 60},
-        omitted=3,
-        command="potstill compare a b c --page page.html",
-        note="A note.",
-    )
 
 
 @given(some.lists(some.dictionaries(some.sampled_from("abcdef"), some.sampled_from(GRADES)), min_size=2, max_size=4))
@@ -72,18 +42,6 @@ def test_it_says_which_model_is_better_where() -> None:
     assert describe_judgements(comparison()) == [
         ("text", "better on sums; worse on more"), ("third", "no clear difference on more, sums"),
     ]  # fmt: skip
-
-
-def recipes(text: str = "text") -> ModelComparison:
-    """Two seeds of a recipe that is always wrong, and two of one that is always right, named `text`."""
-    runs = [
-        RunAnswers(f"{value}-{seed}", {"k": value}, {"train.seed": seed}, {"greedy": dict(answers)}, quoted=quoted)
-        for value, right in (("first", False), (text, True))
-        for answers in [{f"q{n}": ("sums", right) for n in range(60)}]
-        for seed, quoted in ((1, (QuotedScore(text, text, "sums", 0.5),)), (2, ()))
-    ]
-    groups = group_runs(runs)
-    return replace(comparison(text), recipes=groups, recipe_scores=score_groups(groups))
 
 
 def test_a_page_of_recipes_judges_recipes_and_not_single_seeds() -> None:

@@ -47,6 +47,12 @@ def count_answers(
     return tuple(map(tuple, counts))
 
 
+def mean_recall(table: LabelTable) -> float:
+    """The mean recall of the labels that have questions (balanced accuracy). A rare label counts like a frequent one."""
+    recalls = [found for label in table.labels if (found := table.recall(label)) is not None]
+    return sum(recalls) / len(recalls)
+
+
 def find_labels(questions: Sequence[Question]) -> tuple[str, ...] | None:
     """The labels of a set without labels in the recipe: its answers in canonical form, sorted. None: it has no labels.
 
@@ -108,11 +114,13 @@ def _read_set(run_dir: Path, recipe: Recipe, name: str, split: Split) -> _Labell
     names = find_labels([*questions, *taught])
     if names is None or not questions:
         return None
-    plain = [
-        [replace(each, gold=canonicalize_gold(each.gold, infer_answer_type(each.gold, each.task))) for each in part]
-        for part in (questions, taught)
-    ]
-    return name, names, *plain
+    return name, names, _canonical(questions), _canonical(taught)
+
+
+def _canonical(questions: Iterable[Question]) -> list[Question]:
+    """The questions with their gold answers in canonical form."""
+    types = ((question, infer_answer_type(question.gold, question.task)) for question in questions)
+    return [replace(question, gold=canonicalize_gold(question.gold, type_name)) for question, type_name in types]
 
 
 def read_tables(folder: Path, checkpoint: Checkpoint) -> list[LabelTable]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from potstill.evaluation import label_tables
 from potstill.records import LabelTable
 from potstill.report import summary
 from potstill.report.model import ReportData
@@ -40,6 +41,7 @@ class LabelView:
     baseline: str
     rows: tuple[LabelRow, ...]
     base_rows: tuple[LabelRow, ...] | None
+    mean_recall: float
     base_mean_recall: float | None
     matrix: bool
 
@@ -83,7 +85,8 @@ def view_labels(data: ReportData) -> list[LabelView]:
             baseline_sentence(table),
             label_rows(table),
             None if base is None else label_rows(base),
-            None if base is None else base.mean_recall,
+            label_tables.mean_recall(table),
+            None if base is None else label_tables.mean_recall(base),
             len(table.labels) <= MAX_MATRIX,
         )
         for table, base in main_tables(data)
@@ -96,7 +99,7 @@ def label_csv_rows(data: ReportData) -> Iterator[Sequence[str | int | float | No
         keys = (table.set, table.format, table.decoding, table.checkpoint.json_value)
         for row in label_rows(table):
             yield (*keys, "label", row.label, row.n, row.answered, row.precision, row.recall)
-        yield (*keys, "mean of labels", "", table.n, None, None, table.mean_recall)
+        yield (*keys, "mean of labels", "", table.n, None, None, label_tables.mean_recall(table))
         yield (*keys, "majority baseline", table.majority, table.n, table.n, table.majority_accuracy, None)
 
 
