@@ -69,6 +69,11 @@ def open_run(run_dir: str | Path) -> Run:
     object_store.refuse_run_url(run_dir)
     if not (Path(run_dir) / "recipe.yaml").is_file():
         what, found, hint = "this is not the folder of a run", "no recipe.yaml", "give a folder such as runs/demo"
+        if Path(run_dir).suffix in (".yaml", ".yml") and Path(run_dir).is_file():
+            found = "a recipe file"
+            hint = (
+                "give the folder of its run, which is runs/NAME with the recipe's name; `potstill run RECIPE` makes it"
+            )
         raise UserError(what, code="E-run-not-a-run", where=run_dir, found=found, hint=hint)
     return Run(Path(run_dir))
 

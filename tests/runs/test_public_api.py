@@ -200,6 +200,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert error.value.code == "E-run-not-a-run" and str(tmp_path) in error.value.where
 
 
+def test_a_recipe_in_place_of_a_run_is_called_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    with pytest.raises(ps.UserError) as error:
+        ps.open_run(tmp_path / "mine.yaml")
+    assert (error.value.code, error.value.found) == ("E-run-not-a-run", "a recipe file")
+
+
 def test_run_is_the_command(tmp_path: Path, finished: Path) -> None:
     again = ps.run(finished / "recipe.yaml", run_dir=finished)  # everything is up to date
     assert again == ps.open_run(finished)

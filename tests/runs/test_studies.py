@@ -22,6 +22,7 @@ from potstill.errors import UserError
 from potstill.report.group_files import read_groups
 from potstill.report.group_scores import score_groups
 from potstill.storage import atomic, manifest, run_folder
+from potstill.study.plan import describe_study
 
 STUDY = """
 name: rules
@@ -161,6 +162,15 @@ def test_longer_training_of_a_copied_run_leaves_the_first_as_it_is(here: Path) -
     runner.run(longer, second.run_dir)
     assert tiny.contents(first.run_dir) == before
     assert (second.run_dir / "train" / "checkpoints" / "6").is_dir()
+
+
+def test_the_plan_says_once_what_would_stop_several_runs(here: Path) -> None:
+    grid = "{train.divergence: [forward_kl, reverse_kl], train.seed: [1, 2]}"
+    Path("losses.yaml").write_text(f"{{name: losses, recipe: tiny.yaml, grid: {grid}}}", "utf-8")
+    lines = list(describe_study(study.open_study(Path("losses.yaml"))))
+    [problem] = [line for line in lines if line.startswith("problem")]
+    assert problem.endswith("2 of 4 runs: reverse_kl.seed-1, reverse_kl.seed-2")
+    assert sum("E-train-divergence-needs-tail" in line for line in lines) == 1
 
 
 def test_a_run_that_fails_does_not_stop_the_others(here: Path) -> None:

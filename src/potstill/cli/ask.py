@@ -112,6 +112,8 @@ def open_target(target: str, format: str | None) -> tuple[Student, QuerySettings
         settings = query_settings.read_settings(folder)
         return query.open_student(folder, settings), settings
     if not folder.is_dir():
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            open_run(path)  # refuses a recipe, and says where its run is
         what, hint = "there is no such run, folder or model", "check the path; a name on the hub is owner/name"
         raise UserError(what, code="E-ask-nothing", where=target, hint=hint)
     if format is None:

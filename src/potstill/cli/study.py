@@ -113,7 +113,10 @@ def _refuse_failures(path: Path, results: Sequence[RunResult]) -> None:
         return
     first = failed[0]
     what = f"{len(failed)} of {len(results)} runs failed, and {len(results) - len(failed)} are finished"
-    found = "; ".join(f"{result.name}: {result.message}" for result in failed[:5])
+    by_message: dict[str, list[str]] = {}
+    for result in failed:
+        by_message.setdefault(result.message, []).append(result.name)
+    found = "; ".join(f"{', '.join(names)}: {message}" for message, names in list(by_message.items())[:5])
     hint = f"the messages are in {first.log}; the same command tries the failed runs again. Runs that were made from another"
     hint += " recipe need --redo-outdated, or another name of the study"
     raise UserError(what, code="E-study-failed", where=path, found=found, hint=hint)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from potstill import demo, models, run_cost, runner, teachers
+from potstill import demo, models, preflight, run_cost, runner, teachers
 from potstill.data import assemble
 from potstill.dry_run import format_duration
 from potstill.errors import UserError
@@ -56,7 +56,22 @@ def describe_study(study: Study) -> Iterator[str]:
     stages = Counter(name for run in study.runs for name in recipe_stages(run.recipe))
     for name, made in count_shared(study).items():
         yield f"  {name:<10} {'once' if made == 1 else f'{made} times'} for {stages[name]} runs"
+    yield from _describe_problems(left)
     yield from _describe_rest(study, left)
+
+
+def _describe_problems(left: Sequence[StudyRun]) -> Iterator[str]:
+    """What would stop runs that are left, once for each problem: a line with its number of runs, and its message."""
+    found: dict[str, list[str]] = {}
+    for run in left:
+        for problem in preflight.find_problems(run.recipe, recipe_stages(run.recipe), run.run_dir, weights=False):
+            found.setdefault(f"at {problem.stage}: {problem.fault}", []).append(run.name)
+    for problem, names in found.items():
+        first, *rest = problem.split("\n")
+        yield ""
+        yield f"problem    {len(names)} of {len(left)} runs: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        yield f"  {first}"
+        yield from (f"  {line}" for line in rest)
 
 
 def _describe_rest(study: Study, left: Sequence[StudyRun]) -> Iterator[str]:

@@ -171,10 +171,15 @@ def _reporting(study: Study, processes: dict[str, subprocess.Popen[bytes]]) -> I
     """Print the last message of every run in progress now and then."""
     stop = threading.Event()
 
+    said: dict[str, str] = {}
+
     def report() -> None:
         while not stop.wait(REPORT_SECONDS):
             for name in list(processes):
-                progress.print_line(f"{name}: {last_line(study.folder / LOG_FOLDER / f'{name}.log')}", "dim")
+                line = last_line(study.folder / LOG_FOLDER / f"{name}.log")
+                if line and said.get(name) != line:  # a process that has said nothing new gets no line
+                    progress.print_line(f"{name}: {line}", "dim")
+                    said[name] = line
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()
