@@ -357,7 +357,8 @@ def _cost_lines(recipe: Recipe, plan: run_cost.StepPlan, sets: run_cost.Sets, so
         *(f"{INDENT}{_format_gib(size)}: {name}" for size, name in parts),
     ]
     if recipe.train.sharding == "full":
-        lines.append(f"{INDENT}everything except the activations is split among the processes")
+        whole = "the activations" + (" and the weights that write texts" if recipe.train.on_policy else "")
+        lines.append(f"{INDENT}everything except {whole} is split among the processes")
     if not cost.operations and not cost.answering_seconds:
         return [*lines, "time              nothing is left to train or to evaluate"]
     training = f"{format_duration(cost.training_seconds)} for training"

@@ -95,6 +95,7 @@ def estimate_cost(recipe: Recipe, plan: StepPlan, sets: Sets, so_far: Progress) 
         adafactor=section.optimizer == "adafactor",
         copies=section.async_checkpoints,
         checkpointing=section.gradient_checkpointing,
+        writer=section.on_policy is not None and section.sharding == "full",
     )
     operations = max(0, section.steps - so_far.trained) * estimates.training_operations(
         shape, tokens=plan.tokens, supervised=plan.supervised, adapters=section.lora > 0

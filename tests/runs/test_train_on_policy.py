@@ -136,6 +136,46 @@ def test_a_share_that_rises_begins_with_stored_chains_and_ends_with_none(
     assert set(rows[3]["taught"]) == {"own/big"}
 
 
+FORMATS = "train.formats={zero-shot-rationale: 2, zero-shot-answer: 1}"
+WEIGHTS = "train.loss_weights={zero-shot-rationale: 1, zero-shot-answer: 3}"
+
+
+def test_loss_weights_divide_the_part_of_stored_chains(world: Path, aligned_task: Path, tmp_path: Path) -> None:
+    """The weight of own texts is that of their tokens, as without weights."""
+    from potstill.training import examples
+
+    section = change(SECTION, "share: 0.5", "share: {1: 0.4, 3: 0.4, 4: 1}")
+    changes = (section, FORMATS, WEIGHTS, "train.prompts_per_step=10", "train.steps=4")
+    recipe = tiny.recipe(world, *changes)
+    student = models.from_recipe(recipe)
+    plan = on_policy.plan_training(aligned_task, recipe, student, aligned_task / "none.jsonl", ExitStack())
+    texts = on_policy.OwnTexts(replace(plan, file=None), student)
+    data = examples.read_training_data(aligned_task, recipe, student, texts.micro_batches)
+    for step in (1, 2, 3, 4):
+        weights, positions = Counter[str](), Counter[str]()
+        for row in (row for batch in data.micro_batches(step) for row in batch):
+            weights[row.format] += row.weight * len(row.target)
+            positions[row.format] += len(row.target)
+        assert weights["own/big"] == positions["own/big"] > 0
+        stored = positions.total() - positions["own/big"]
+        if step < 4:
+            assert weights["zero-shot-rationale"] == pytest.approx(stored / 4)
+            assert weights["zero-shot-answer"] == pytest.approx(3 * stored / 4)
+    assert set(positions) == {"own/big"}, "a step without stored chains needs no format"
+    assert metrics(trained(world, aligned_task, tmp_path / "run", *changes))[-1]["taught"].keys() == {"own/big"}
+
+
+def test_a_step_whose_stored_chains_lack_a_weighted_format_is_refused(world: Path) -> None:
+    from potstill.training import examples
+
+    section = change(SECTION, "share: 0.5", "share: {1: 0.4, 4: 0.9}")
+    recipe = tiny.recipe(world, section, FORMATS, WEIGHTS, "train.prompts_per_step=10", "train.steps=4")
+    with pytest.raises(UserError) as error:
+        examples.check_format_mix(recipe)
+    assert error.value.code == "E-train-format-without-rows" and "in step" in str(error.value.found)
+    examples.check_format_mix(tiny.recipe(world, section, FORMATS, "train.prompts_per_step=10", "train.steps=4"))
+
+
 def test_nothing_that_is_measured_is_answered(world: Path, aligned: Path, tmp_path: Path) -> None:
     run_dir = trained(world, aligned, tmp_path / "run", change(BOTH, "share: 0.5", "share: 1"), "train.steps=12")
     questions = {q.id: q for q in run_questions.read_questions(run_dir, ["sums", "more"], "train")}
@@ -284,13 +324,16 @@ def test_ctranslate2_writes_with_the_current_weights(world: Path, aligned: Path,
     assert one == two and read_own_texts(tmp_path / "a" / "train" / OWN_TEXTS_FILE)
 
 
-def in_processes(rank: int, world: Path, folder: Path) -> None:
-    runner.run(tiny.recipe(world, WINDOW), run_dir=folder, until="train")
+def in_processes(rank: int, world: Path, folder: Path, *changes: str) -> None:
+    runner.run(tiny.recipe(world, WINDOW, *changes), run_dir=folder, until="train")
 
 
-def test_two_processes_agree_with_one(world: Path, aligned: Path, windowed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_processes_agree_with_one(
+    world: Path, aligned: Path, windowed: Path, tmp_path: Path, sharding: str
+) -> None:
     run_dir = Path(shutil.copytree(aligned, tmp_path / "run"))
-    assert together(2, in_processes, world, run_dir) == [0, 0]
+    assert together(2, in_processes, world, run_dir, f"train.sharding={sharding}") == [0, 0]
     one, two = (read_own_texts(folder / "train" / OWN_TEXTS_FILE) for folder in (windowed, run_dir))
     first = [[replace(text, logprobs=None) for text in texts if text.step < 4] for texts in (one, two)]
     assert first[0] == first[1], "the first window has the same weights"
@@ -299,6 +342,17 @@ def test_two_processes_agree_with_one(world: Path, aligned: Path, windowed: Path
         assert a["written"] == pytest.approx(b["written"], rel=1e-3, abs=1e-5)
     weights = [load_file(folder / "train/checkpoints/2/model.safetensors") for folder in (windowed, run_dir)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+
+
+def test_sharded_adapters_write_the_texts_of_one_process(world: Path, aligned: Path, tmp_path: Path) -> None:
+    changes = ("train.lora=2", "train.steps=2", "train.checkpoint_every=2")
+    one = trained(world, aligned, tmp_path / "one", WINDOW, *changes)
+    two = Path(shutil.copytree(aligned, tmp_path / "two"))
+    assert together(2, in_processes, world, two, "train.sharding=full", *changes) == [0, 0]
+    texts = [read_own_texts(folder / "train" / OWN_TEXTS_FILE) for folder in (one, two)]
+    assert [text.ids for text in texts[0]] == [text.ids for text in texts[1]] != []
+    for a, b in zip(metrics(one), metrics(two), strict=True):
+        assert a["losses"] == pytest.approx(b["losses"], rel=1e-3, abs=1e-5)
 
 
 REFUSED = [
@@ -325,11 +379,6 @@ def test_a_section_that_cannot_be_is_refused(world: Path, replaced: tuple[str, s
 @pytest.mark.parametrize(
     "more, code",
     [
-        ("train.sharding=full", "E-recipe-on-policy-sharding"),
-        (
-            "train.loss_weights={zero-shot-rationale: 1, zero-shot-answer: 1, few-shot-rationale: 1, few-shot-answer: 1}",
-            "E-recipe-on-policy-loss-weights",
-        ),
         ("teacher={kind: none}", "E-recipe-on-policy-teacher"),
     ],
 )

@@ -195,6 +195,8 @@ def test_the_fewest_groups_of_a_format_in_a_step(quotas, per_step):
     cycle = sum(quotas.values())  # after so many steps everything comes again
     steps = [Counter(group.format for group in data_order.draw_groups(course, step)) for step in range(1, cycle + 1)]
     assert data_order.min_groups_per_step(course) == {format: min(step[format] for step in steps) for format in quotas}
+    counted = list(data_order.count_formats(course, range(0, cycle * per_step + 1, per_step)))
+    assert counted == [{format: step[format] for format in quotas} for step in steps]
 
 
 def plain(student: Student, rows: list[Example], weights: dict[str, float]) -> dict[str, torch.Tensor]:

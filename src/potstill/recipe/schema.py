@@ -83,7 +83,7 @@ class TrainSection(Section):
     loss_weights: dict[FormatName, Annotated[float, Field(ge=1e-6, le=1e6)]] | None = Field(
         default=None,
         description="Relative weight of each format in the gradient of every step, independent of its number of rows; by "
-        "default, all supervised tokens have the same weight.",
+        "default, all supervised tokens have the same weight. With on_policy, the weights divide the part of stored chains.",
     )
     uniform_over: Literal["questions", "chains"] = Field(
         default="questions",
@@ -414,14 +414,6 @@ class Recipe(Section):
             refuse("E-recipe-select-format", f"select.format {self.select.format!r} is not among evaluate.formats")
         if not any(self.train.formats.values()):
             refuse("E-recipe-formats", "train.formats gives every format the quota 0")
-        if self.train.on_policy and self.train.sharding == "full":
-            message = "train.on_policy needs all weights in every process: the student writes between the steps"
-            refuse("E-recipe-on-policy-sharding", message, hint="set train.sharding: none")
-        if self.train.on_policy and self.train.loss_weights is not None:
-            message = (
-                "train.loss_weights gives every format the same weight in every step, and own texts change their number"
-            )
-            refuse("E-recipe-on-policy-loss-weights", message, hint="remove train.loss_weights")
         if self.train.save_adapter and self.student.model is None:
             message = "train.save_adapter needs student.model, because an adapter is useless without its base"
             refuse("E-recipe-save-adapter", message)

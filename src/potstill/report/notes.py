@@ -34,7 +34,8 @@ def collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterato
     if weights := recipe.train.loss_weights:
         total = sum(weights.values())
         shares = ", ".join(f"{name} {percent_number(value / total)} %" for name, value in weights.items())
-        rest = " of the weight that is not for replay" if recipe.train.replay else ""
+        others = [*(["replay"] if recipe.train.replay else []), *(["its own texts"] if recipe.train.on_policy else [])]
+        rest = f" of the weight that is not for {' or '.join(others)}" if others else ""
         yield f"Weights of the formats in the gradient of every step: {shares}{rest}."
     yield from note_groups(recipe)
     yield from note_templates(files)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,12 @@ def _open_own_texts(
     """
     if recipe.train.on_policy is None:
         return None
-    file = run_dir / "train" / OWN_TEXTS_FILE
-    texts = on_policy.OwnTexts(on_policy.plan_training(run_dir, recipe, student, file, servers), student)
+    file, writer, refresh = run_dir / "train" / OWN_TEXTS_FILE, student, None
+    if training.is_sharded(student):  # texts are written by a student with all weights, in every process
+        writer = _load_student(recipe, run_dir / "train" / "checkpoints", resumed).to(student.device)
+        refresh = partial(training.copy_weights, student, writer)
+    plan = on_policy.plan_training(run_dir, recipe, writer, file, servers)
+    texts = on_policy.OwnTexts(plan, writer, refresh)
     metrics = run_dir / "train" / "metrics.jsonl"
     rows = training.broadcast_from_main(lambda: [row for _, row in storage.read_jsonl(metrics)][-1:] if resumed else [])
     texts.resume(resumed, rows[0]["written"] if rows else {})

@@ -25,6 +25,7 @@ from typing import Final
 from potstill.training.checkpoints import CheckpointWriter
 from potstill.training.distributed import (
     broadcast_from_main,
+    copy_weights,
     distribute_student,
     full_state_dict,
     is_main_process,
@@ -73,6 +74,7 @@ __all__ = [
     "broadcast_from_main",
     "build_optimizer",
     "compute_step_speed",
+    "copy_weights",
     "count_training_flops",
     "distribute_student",
     "full_state_dict",

@@ -19,11 +19,11 @@ module is pure: it uses no torch and no clock, and its only state is a cache.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import gcd
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -136,6 +136,20 @@ def draw_numbered_groups(order: DataOrder[F], first: int, count: int) -> tuple[P
         epoch, index = divmod(use, len(_epoch_prompts(order, format.rationale)))
         groups.append(_prompt_group(order, format, epoch, _permutation(order, format, epoch)[index]))
     return tuple(groups)
+
+
+def count_formats(order: DataOrder[F], bounds: Sequence[int]) -> Iterator[dict[F, int]]:
+    """The number of groups of each format between every two neighbours of `bounds`, which are numbers of groups."""
+    cycle = _format_cycle(order)
+    formats = dict.fromkeys(format for format, _ in cycle)
+    before = {f: [0, *accumulate(int(other == f) for other, _ in cycle)] for f in formats}  # in the first n slots
+
+    def count(format: F, number: int) -> int:
+        cycles, rest = divmod(number, len(cycle))
+        return cycles * before[format][-1] + before[format][rest]
+
+    for first, last in pairwise(bounds):
+        yield {format: count(format, last) - count(format, first) for format in formats}
 
 
 def min_groups_per_step(order: DataOrder[F]) -> dict[F, int]:

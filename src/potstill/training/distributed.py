@@ -159,6 +159,21 @@ def full_state_dict(student: Student) -> dict[str, Tensor] | None:
     return {name: full[id(value)] for name, value in state.items()} if is_main else {}
 
 
+def copy_weights(student: Student, whole: Student) -> None:
+    """Copy the weights of a student, which may be sharded, into another student of the same kind, which is not.
+
+    Every process must call it. The memory in addition to `whole` is one weight on every process.
+    """
+    if is_sharded(student):
+        cast(FSDPModule, student).reshard()  # after `forward` the embedding and the head are still gathered
+    copies, copied = whole.model.state_dict(keep_vars=True), set[int]()
+    with torch.no_grad():
+        for name, value in student.model.state_dict(keep_vars=True).items():
+            if id(copies[name]) not in copied:  # tied weights have one copy
+                copied.add(id(copies[name]))
+                copies[name].copy_(full_tensor(value.detach()))
+
+
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
     """Scale the gradients so that their total norm is at most `max_norm`. Returns the norm before scaling, which is the
     same on every process."""

@@ -77,6 +77,7 @@ def training_memory(
     adafactor: bool = False,
     copies: bool = False,
     checkpointing: bool = False,
+    writer: bool = False,
 ) -> dict[str, float]:
     """The peak memory of training in bytes, by part.
 
@@ -87,6 +88,7 @@ def training_memory(
     adafactor      the optimizer stores no moments of the size of a matrix
     copies         checkpoints are written from a copy of weights and optimizer (`train.async_checkpoints`)
     checkpointing  activations are computed again in the backward pass
+    writer         all weights once more, because the student in training is sharded and another one writes its texts
     """
     parameters, width = count_parameters(shape), 2 if precision == "bfloat16" else 4
     moments = 0 if adapters or adafactor else 8
@@ -102,6 +104,7 @@ def training_memory(
         "weights, gradients and optimizer": per_parameter * parameters - saved,
         "16-bit copies of the weights": 2 * parameters if precision == "bfloat16" else 0,
         "a copy for checkpoints": (4 + moments) * parameters if copies and not adapters else 0,
+        "all weights, to write the student's own texts": 4 * parameters if writer else 0,
         "activations": activations,
         "logits and their gradients": 3 * 4 * rows * shape.vocabulary + (0 if adapters else 2 * head),
         "the process": PROCESS_BYTES,

@@ -14,7 +14,8 @@ from them. In formats with a rationale the target is the chain; in the others it
 With `train.loss_weights` the loss of a step is the sum over the formats of w times the format's mean loss, where w is the
 format's share of all weights and the mean is over its supervised positions in the step. So a format has the same weight
 in every step: its number of rows, their lengths, the micro-batches and the processes do not matter. Without
-`train.loss_weights` every supervised position has the same weight.
+`train.loss_weights` every supervised position has the same weight. Texts that the student writes have no such format: in
+either case a position of theirs has the weight of the mean position of stored chains.
 
 With `train.replay` every step also has replayed rows, so that the student keeps its generic ability. A replayed row is a
 training question of a generic set, with the prompt of evaluation and its rationale as the target (the bare answer if it
@@ -221,17 +222,34 @@ def build_data_order(
         sources=kinds if quotas else None,
         source_quotas=quotas,
     )
-    for format, count in data_order.min_groups_per_step(order).items() if section.loss_weights is not None else ():
+    if section.loss_weights is not None:
+        _check_weighted_formats(recipe, order)
+    return order
+
+
+def _check_weighted_formats(recipe: Recipe, order: data_order.DataOrder[prompts.PromptFormat]) -> None:
+    """Raise UserError if a step has stored chains, but none in a format with a loss weight."""
+    section, when = recipe.train, f"{recipe.train.prompts_per_step} prompts per step"
+    counts = data_order.min_groups_per_step(order)
+    if section.on_policy is not None:
+        bounds = list(map(stored_prompts_before(recipe), range(1, section.steps + 2)))
+        for step, counts in enumerate(data_order.count_formats(order, bounds), 1):
+            stored = sum(counts.values())
+            if stored and 0 in counts.values():
+                when = f"{stored} prompts with stored chains in step {step}"
+                break
+        else:
+            return
+    for format, count in counts.items():
         if count == 0:
             quota, quotas = order.quotas[format], sum(order.quotas.values())
             raise UserError(
                 f"the format {format.name} has a loss weight, but some steps have no prompt in this format",
                 code="E-train-format-without-rows",
                 where="train.loss_weights",
-                found=f"{quota} of {quotas} prompts, {section.prompts_per_step} prompts per step",
+                found=f"{quota} of {quotas} prompts, {when}",
                 hint=f"raise train.prompts_per_step, or the quota of {format.name} in train.formats",
             )
-    return order
 
 
 def chain_quotas(recipe: Recipe) -> dict[str, int] | None:
@@ -279,8 +297,8 @@ def order_questions(
 
 def weight_formats(groups: list[list[Example]], weights: Mapping[str, float] | None) -> list[list[Example]]:
     """The rows of a step by group, with weights that give each format its share of the step's weight. The mean weight of a
-    position stays 1. Without `weights`, the rows do not change."""
-    if weights is None:
+    position stays 1. Without `weights`, and without rows, nothing changes."""
+    if weights is None or not groups:
         return groups
     positions = Counter[str]()
     for rows in groups:

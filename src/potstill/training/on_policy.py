@@ -117,10 +117,14 @@ class OwnTexts:
 
     micro_batches is called with rising steps, each right before the step, and complete right after it. With a `plan.file`,
     the texts of all steps before the first call are those in the file, and each call appends its texts.
+
+    student  writes the texts
+    refresh  gives it the current weights, right before it writes; None if it is the student in training
     """
 
     plan: Plan
     student: Student
+    refresh: Callable[[], None] | None = None
     _first: int = 0  # the texts in use were written by the weights before this step
     _stored: dict[int, list[OwnText]] = field(default_factory=dict)
     _prepared: dict[int, list[list[Example]]] = field(default_factory=dict)
@@ -183,6 +187,8 @@ class OwnTexts:
         slots = {number: self._slots(number) for number in range(step, last + 1)}
         texts = {number: self._stored.pop(number) for number in list(self._stored) if number in slots}
         if writes:
+            if self.refresh is not None:
+                self.refresh()
             texts = self._write(slots)
         elif slots[step] and step not in texts:
             what, hint = "the texts of this step were written by earlier weights, and are lost", "train again"
