@@ -26,6 +26,9 @@ _TAG: Final = re.compile(
     re.IGNORECASE,
 )
 
+# Special tokens that are a part of a tag. A tag may also be one special token, as in Magistral and Phi-4-reasoning.
+_TAG_PARTS: Final = ("<|start|>", "<|channel|>", "<|message|>")
+
 # Keys in the manifest of an evaluated checkpoint: the answers that were cut inside a thought, by FORMAT.DECODING, and the
 # argument of the chat template that turns thoughts off.
 CUT_KEY: Final = "cut_in_thought"
@@ -66,6 +69,15 @@ def split_tags(text: str) -> TextParts:
         answer = (len(text), len(text))
     parts = [strip_part(text, start, end, False) for start, end in thoughts]
     return [*parts, strip_part(text, answer[0], answer[1], True)]
+
+
+def is_tag_token(name: str) -> bool:
+    """Whether a special token is a tag or a part of a tag.
+
+    >>> [is_tag_token(name) for name in ("<think>", "[/THINK]", "<|channel|>", "</s>")]
+    [True, True, True, False]
+    """
+    return name in _TAG_PARTS or _TAG.fullmatch(name) is not None
 
 
 def ends_in_thought(text: str, *, opened: bool = False) -> bool:

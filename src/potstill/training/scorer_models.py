@@ -60,17 +60,20 @@ def from_model(
     top_k: int,
     budget: int,
     own_prompts: bool = False,
+    only_answer: bool = False,
 ) -> Scorer:
     """A scorer in this process.
 
     top_k        number of its most likely tokens at each position, in addition to the written token
     budget       largest number of tokens in a batch, if it has another tokenizer
     own_prompts  whether a scorer with the student's tokenizer reads `prompt_of` instead of the student's prompts
+    only_answer  as in `transfer_scores`
     """
     if scorer.tokenizer.digest != student.tokenizer.digest:
         engine = inference.open_engine(scorer)
         score = partial(local_model.score_chains, engine, top_logprobs=top_k, batch_tokens=budget)
-        return Scorer(by_step=partial(transfer_scores, score, scorer.tokenizer, student.tokenizer, prompt_of))
+        transfer = partial(transfer_scores, score, scorer.tokenizer, student.tokenizer, prompt_of)
+        return Scorer(by_step=partial(transfer, only_answer=only_answer))
     if not own_prompts:
         return Scorer(by_batch=partial(teacher_forced_scores, scorer, top_k=top_k))
 
@@ -101,14 +104,15 @@ def open_scorer(
     """
     section = recipe.train.on_policy
     assert section is not None, "the recipe has the section train.on_policy"
-    found = find_scorer_model(recipe, name)
+    found, only_answer = find_scorer_model(recipe, name), section.scorers[name].part == "answer"
     if found is None:
         return None
     if (build_prompt := found.prompt_of) is not None:
         prompt_of = lambda question: build_prompt(questions[question])  # noqa: E731
     if found.server is not None:
         score, tokenizer = _open_server(run_dir, found.server, name, stack), _server_tokenizer(found.server)
-        return Scorer(by_step=partial(transfer_scores, score, tokenizer, student.tokenizer, prompt_of))
+        transfer = partial(transfer_scores, score, tokenizer, student.tokenizer, prompt_of)
+        return Scorer(by_step=partial(transfer, only_answer=only_answer))
     if found.folder is None:
         model = models.from_recipe(recipe)
     elif found.teacher is not None:
@@ -126,6 +130,7 @@ def open_scorer(
         top_k=section.top_logprobs,
         budget=recipe.train.batch_tokens,
         own_prompts=found.teacher is not None,
+        only_answer=only_answer,
     )
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final
 
@@ -30,7 +31,7 @@ from potstill.alignment.exact_rules import encode_chain_text
 from potstill.errors import UserError
 from potstill.inference.transformers import hard_example, score_targets
 from potstill.models import Example, Student
-from potstill.records import END, Chain, Prompt, StopReason, Target
+from potstill.records import END, Chain, Prompt, StopReason, Target, TargetKind
 from potstill.tokenization import Tokenizer
 from potstill.tokenization.encoder import Encoder, get_encoder
 
@@ -55,7 +56,7 @@ def teacher_forced_scores(scorer: Student, rows: Sequence[Example], top_k: int) 
     pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
     distributions = (dict(zip(tokens, values, strict=True)) for tokens, values in pairs)
     return [
-        replace(row, target=_target_with_rows(row.target, [next(distributions) for _ in range(len(row.target))]))
+        replace(row, target=_with_rows(row.target, [next(distributions) for _ in range(len(row.target))]))
         for row in rows
     ]
 
@@ -66,33 +67,46 @@ def transfer_scores(
     student_tokenizer: Tokenizer,
     prompt_of: Callable[[str], Prompt],
     rows: Sequence[Example],
+    *,
+    only_answer: bool = False,
 ) -> list[Example]:
     """The same rows with the distributions of a scorer with another tokenizer as targets.
 
     score             scores chains; it reads the prompts in its own chat template
     scorer_tokenizer  its tokenizer; None if it is unknown, as for a server
     prompt_of         function from the question id of a row to the scorer's prompt
+    only_answer       of a text with thoughts between special tokens, score only the answer. The scorer reads the tags as
+                      text; the thoughts keep the student's tokens, without distributions. Otherwise a scorer reads such a
+                      text without its tags
 
     Raises UserError if a text does not fit into the scorer's context, if a logit is NaN, and if a server does not score.
     """
     stops: list[StopReason] = ["end" if row.target.kinds[-1] == "end" else "length" for row in rows]
-    texts = [student_tokenizer.decode(row.target.ids) for row in rows]
+    borders = [_answer_border(row, student_tokenizer) if only_answer else 0 for row in rows]
+    texts = [student_tokenizer.decode(row.target.ids[border:]) for row, border in zip(rows, borders, strict=True)]
     if b"\n" not in student_tokenizer.decode_bytes(student_tokenizer.encode("a\nb").ids):
         # The scorer expects a line break before the answer, but the student's tokenizer drops line breaks.
         texts = [prompts.restore_answer_line(text) for text in texts]
+    leading = [
+        b"".join(spell_tags(row.target.ids[:border], student_tokenizer)).decode("utf-8", "replace")
+        for row, border in zip(rows, borders, strict=True)
+    ]
     chains = [
-        Chain.from_text(row.question, index, text, source=row.format, stop=stop)
-        for index, (row, text, stop) in enumerate(zip(rows, texts, stops, strict=True))
+        Chain.from_text(row.question, index, thought + text, source=row.format, stop=stop)
+        for index, (row, thought, text, stop) in enumerate(zip(rows, leading, texts, stops, strict=True))
     ]
     scored = score([(prompt_of(chain.question), chain) for chain in chains])
+    scored = [_after(chain, len(thought.encode())) for chain, thought in zip(scored, leading, strict=True)]
     completions = text_rule_completions.completions(scored, student_tokenizer)
     encoder = get_encoder(student_tokenizer)
     result = []
-    for row, chain in zip(rows, scored, strict=True):
+    for row, border, chain in zip(rows, borders, scored, strict=True):
         transferred = cross_tokenizer.transfer(chain, student_tokenizer, "text", completions, scorer_tokenizer)
         # Tokens without text (special tokens up to the token limit) get no scores.
         has_text = len(transferred) > 0
         target = self_written_target(transferred, chain, encoder) if has_text else without_scores(row.target)
+        if border and has_text:
+            target = _join(without_scores(row.target), border, target)
         result.append(replace(row, target=target))
     return result
 
@@ -121,37 +135,97 @@ def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Targe
                 value = float(log_probabilities[inside].sum())
             row[token] = max(MIN_PROBABILITY, math.exp(value))
         rows.append(row)
-    return _target_with_rows(target, rows)
+    return _with_rows(target, rows)
 
 
 def without_scores(target: Target) -> Target:
     """The target without distributions: no position adds a divergence."""
-    return _target_with_rows(target, [{}] * len(target))
+    return _with_rows(target, [{}] * len(target))
 
 
 def only_answer_scores(row: Example, tokenizer: Tokenizer) -> Example:
-    """The row without distributions inside its thoughts, which stand between tags (`potstill.thoughts`). The end of the
-    text belongs to the answer. A text without tags does not change."""
-    text = tokenizer.decode(row.target.ids)
-    parts = [part for part in thoughts.split_tags(text) if part.is_answer]
-    if not parts:
+    """The row without distributions inside its thoughts, which stand between tags (`potstill.thoughts`); the tags may be
+    special tokens. The end of the text belongs to the answer. A text without thoughts does not change."""
+    first = _answer_start(row, tokenizer)
+    if first is None:
         return row
-    pieces = [tokenizer.candidate(token, position) for position, token in enumerate(row.target.ids)]
-    ends = accumulate(len(piece) if isinstance(piece, bytes) else 0 for piece in pieces)
-    first = parts[-1].start
+    ends = accumulate(map(len, spell_tags(row.target.ids, tokenizer)))
     rows = [row.target.distribution(position) if end > first else {} for position, end in enumerate(ends)]
-    return replace(row, target=_target_with_rows(row.target, rows))
+    return replace(row, target=_with_rows(row.target, rows))
 
 
-def _target_with_rows(target: Target, rows: Sequence[Mapping[int, float]]) -> Target:
-    """The target with other distributions. A position with an empty distribution is all tail, and adds no loss."""
-    filled = [row or {token: 0.0} for token, row in zip(target.ids, rows, strict=True)]
+def spell_tags(ids: Sequence[int], tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes of each token in the tokens' text. Special tokens that are tags of thoughts have their names; the others
+    are empty."""
+    names = _tag_names(tokenizer)
+    return [names.get(token, piece) for token, piece in zip(ids, tokenizer.split(ids), strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _tag_names(tokenizer: Tokenizer) -> dict[int, bytes]:
+    specials = tokenizer.vocabulary.specials
+    return {token: name.encode() for name, token in specials.items() if thoughts.is_tag_token(name)}
+
+
+def _answer_start(row: Example, tokenizer: Tokenizer) -> int | None:
+    """The byte of a row's text, with its tags, at which the answer begins; the length of the text if it ends in a thought,
+    which the prompt may have opened. None if the text has no thoughts."""
+    # An invalid byte becomes one character, and is one byte again in the positions of `split_tags`.
+    content, prompt = (b"".join(spell_tags(ids, tokenizer)) for ids in (row.target.ids, row.prompt))
+    parts = [part for part in thoughts.split_tags(content.decode("utf-8", "surrogateescape")) if part.is_answer]
+    if parts:
+        return parts[-1].start
+    opened = thoughts.ends_in_thought(prompt.decode("utf-8", "surrogateescape"))
+    return len(content) if opened else None
+
+
+def _answer_border(row: Example, tokenizer: Tokenizer) -> int:
+    """The number of tokens up to the last tag before the answer that is a special token; 0 without such a tag. All tokens
+    of text if the text ends in a thought."""
+    first, names = _answer_start(row, tokenizer), _tag_names(tokenizer)
+    if first is None or not names.keys() & {*row.target.ids, *row.prompt}:
+        return 0
+    ends = list(accumulate(map(len, spell_tags(row.target.ids, tokenizer))))
+    if first == ends[-1]:
+        return len(row.target) - (row.target.kinds[-1] == "end")
+    tags = (at for at, token in enumerate(row.target.ids) if token in names and ends[at] <= first)
+    return 1 + max(tags, default=-1)
+
+
+def _after(chain: Chain, border: int) -> Chain:
+    """The part of a scored chain after a byte. A token across the border is left out."""
+    if not border:
+        return chain
+    first = next((at for at, (start, _) in enumerate(chain.spans) if start >= border), len(chain.spans))
+    return replace(
+        chain,
+        content=chain.content[border:],
+        tokens=chain.tokens[first:],
+        spans=tuple((start - border, end - border) for start, end in chain.spans[first:]),
+        candidates=chain.candidates[first:],
+    )
+
+
+def _join(first: Target, border: int, rest: Target) -> Target:
+    """The first `border` positions of a target, and all positions of another one."""
+    rows = [*map(first.distribution, range(border)), *map(rest.distribution, range(len(rest)))]
+    return _build_target((*first.ids[:border], *rest.ids), (*first.kinds[:border], *rest.kinds), rows)
+
+
+def _with_rows(target: Target, rows: Sequence[Mapping[int, float]]) -> Target:
+    """The target with other distributions."""
+    return _build_target(target.ids, target.kinds, rows)
+
+
+def _build_target(ids: Sequence[int], kinds: Sequence[TargetKind], rows: Sequence[Mapping[int, float]]) -> Target:
+    """The target with these distributions. A position with an empty distribution is all tail, and adds no loss."""
+    filled = [row or {token: 0.0} for token, row in zip(ids, rows, strict=True)]
     return Target(
-        target.ids,
+        ids,
         [0, *accumulate(map(len, filled))],
         [token for row in filled for token in row],
         [value for row in filled for value in row.values()],
-        target.kinds,
+        kinds,
     )
 
 
@@ -160,6 +234,7 @@ __all__ = [
     "hard_example",
     "only_answer_scores",
     "self_written_target",
+    "spell_tags",
     "teacher_forced_scores",
     "transfer_scores",
     "without_scores",
