@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from potstill import demo, models, preflight, run_cost, runner, teachers
+from potstill import demo, models, preflight, progress, run_cost, runner, teachers
 from potstill.data import assemble
 from potstill.dry_run import format_duration
 from potstill.errors import UserError
@@ -82,16 +82,19 @@ def _describe_rest(study: Study, left: Sequence[StudyRun]) -> Iterator[str]:
     if not left:
         return
     with models.without_weights():
+        read_sets = _SetReader()
         for run in find_samplers(study, left):
             yield ""
-            yield from _describe_teachers(run)
+            yield from _describe_teachers(run, read_sets)
         estimates: dict[str, RunEstimate] = {}
         of_run = []
-        for run in left:
-            key = run.recipe.model_dump_json(exclude=SEEDS)  # type: ignore[arg-type]
-            if key not in estimates:
-                estimates[key] = estimate_run(run)
-            of_run.append(estimates[key])
+        with progress.bar("estimates", len(left)) as advance:
+            for run in left:
+                key = run.recipe.model_dump_json(exclude=SEEDS)  # type: ignore[arg-type]
+                if key not in estimates:
+                    estimates[key] = estimate_run(run, read_sets)
+                of_run.append(estimates[key])
+                advance()
     yield ""
     training, answering = _share_times(study, left, of_run)
     times = f"{format_duration(training)} for training and {format_duration(answering)} for answers"
@@ -99,6 +102,19 @@ def _describe_rest(study: Study, left: Sequence[StudyRun]) -> Iterator[str]:
     yield "             of which the base's answers, which are made once, count for every run"
     for problem, number in Counter(one.problem for one in of_run if one.problem).items():
         yield f"             without {number} of {len(left)} runs: {problem}"
+
+
+class _SetReader:
+    """Reads the questions of a recipe, once for all recipes that collect the same ones."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str | None, run_cost.Sets] = {}
+
+    def __call__(self, recipe: Recipe) -> run_cost.Sets:
+        key = stage_keys(recipe).get("collect")
+        if key not in self._sets:
+            self._sets[key] = assemble.assemble_questions(recipe).questions
+        return self._sets[key]
 
 
 def find_samplers(study: Study, left: Sequence[StudyRun]) -> list[StudyRun]:
@@ -115,10 +131,11 @@ def find_samplers(study: Study, left: Sequence[StudyRun]) -> list[StudyRun]:
     return list(samplers.values())
 
 
-def estimate_run(run: StudyRun) -> RunEstimate:
-    """The time of what is left of a run."""
+def estimate_run(run: StudyRun, read_sets: _SetReader | None = None) -> RunEstimate:
+    """The time of what is left of a run. read_sets: has the questions of the study's other runs"""
+    read_sets = read_sets or _SetReader()
     try:
-        cost = _estimate_cost(run.recipe, _read_progress(run))
+        cost = _estimate_cost(run.recipe, read_sets(run.recipe), _read_progress(run))
     except UserError as fault:
         return RunEstimate(None, None, f"{fault.where}: {fault.what}")
     if cost is None:
@@ -126,8 +143,7 @@ def estimate_run(run: StudyRun) -> RunEstimate:
     return RunEstimate(cost.training_seconds + cost.own_seconds, cost.answering_seconds)
 
 
-def _estimate_cost(recipe: Recipe, so_far: Progress) -> run_cost.RunCost | None:
-    sets = assemble.assemble_questions(recipe).questions
+def _estimate_cost(recipe: Recipe, sets: run_cost.Sets, so_far: Progress) -> run_cost.RunCost | None:
     return run_cost.estimate_cost(recipe, run_cost.plan_step(recipe, sets), sets, so_far)
 
 
@@ -137,11 +153,11 @@ def _read_progress(run: StudyRun) -> Progress:
     return read_progress(run.recipe, run.run_dir, runner.plan_stages(run.recipe, run.run_dir))
 
 
-def _describe_teachers(run: StudyRun) -> Iterator[str]:
+def _describe_teachers(run: StudyRun, read_sets: _SetReader) -> Iterator[str]:
     """The lines of `potstill run --dry-run` about the chains that a run samples, for itself and for others."""
     recipe = run.recipe
     try:
-        train = run_cost.training_questions(recipe.questions.train, assemble.assemble_questions(recipe).questions)
+        train = run_cost.training_questions(recipe.questions.train, read_sets(recipe))
         so_far = _read_progress(run)
         for name, source in recipe.sources.items():
             with teachers.name_source(name):

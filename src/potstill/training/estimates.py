@@ -31,6 +31,7 @@ READING_FACTOR: Final = 3  # a prompt of an evaluation takes this much longer th
 TRANSFER_SECONDS: Final = 8e-4
 QUANTIZED_BYTES: Final = 0.52  # of a weight in 4 bits, with its share of the scales
 PROCESS_BYTES: Final = 500 << 20  # Python and its libraries
+MEASURED_SECONDS: Final = 0.15  # of a measurement of products
 UNCACHED_ELEMENTS: Final = 1 << 25  # a matrix of this size does not fit in a processor's cache
 Precision = Literal["float32", "bfloat16"]
 
@@ -133,17 +134,18 @@ def _layer_activations(shape: Shape) -> int:
 
 
 def measure_product_rate(rows: int, width: int, columns: int, dtype: Precision) -> float:
-    """The operations per second of products [rows, width] @ [width, columns] on the device that trains, the best of three
-    measurements."""
+    """The operations per second of products [rows, width] @ [width, columns] on the device that trains: the best of at least
+    three measurements, and of as many as fit into MEASURED_SECONDS, because other work on the machine interrupts short ones.
+    """
     kind, device = getattr(torch, dtype), default_device()
     left, right = (torch.ones(size, dtype=kind, device=device) for size in ((rows, width), (width, columns)))
-    best = float("inf")
-    for _ in range(4):  # the first product also prepares the library
+    best, began, number = float("inf"), time.perf_counter(), 0
+    while number < 4 or time.perf_counter() - began < MEASURED_SECONDS:  # the first product also prepares the library
         _wait(device)
         start = time.perf_counter()
         torch.mm(left, right)
         _wait(device)
-        best = min(best, time.perf_counter() - start)
+        best, number = min(best, time.perf_counter() - start), number + 1
     return 2 * rows * width * columns / best
 
 
