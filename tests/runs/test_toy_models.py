@@ -176,9 +176,9 @@ def test_a_base_student_meets_no_problem_that_is_asked_nor_its_bare_twin() -> No
     for name, curriculum in curricula.CURRICULA.items():
         source = build.data_source_of(curriculum, "potstill", SHIPPED, questions)
         assert {splits.canonical_question(question.text) for question in (*own, *twins)} <= source.without
-        assert source.world == (SHIPPED if name == "teacher" else replace(SHIPPED, further=False, beside=0.0))
+        assert source.world == (SHIPPED if name.startswith("teacher") else replace(SHIPPED, further=False, beside=0.0))
         served = {task for phase in curriculum.phases for task in phase.rows}
-        assert name == "teacher" or not served & {"steps", "answers", "single"}, "nor solves any whole problem"
+        assert name.startswith("teacher") or not served & {"steps", "answers", "single"}, "nor solves any whole problem"
 
 
 def test_both_orders_of_independent_steps_occur() -> None:
@@ -507,10 +507,9 @@ def test_a_shipped_model_is_what_its_card_says(folder: Path) -> None:
 
 
 def test_the_shipped_models_are_small() -> None:
-    assert (
-        sum(path.stat().st_size for folder in build.MODEL_DIRS for path in folder.rglob("*") if path.is_file())
-        < 12_000_000
-    )
+    sizes = [sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) for folder in build.MODEL_DIRS]
+    assert sizes[0] < 6_000_000, "in the wheel"
+    assert sum(sizes) < 16_000_000, "in the repository"
 
 
 def test_tokenizers_know_every_word_and_the_students_has_whole_numbers() -> None:

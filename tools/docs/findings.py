@@ -47,6 +47,11 @@ CLAIMS: Final = (
     Claim("1: the base is worse in distribution", "distribution", "base", "in-distribution", -1),
     Claim("1: the base is worse out of distribution", "distribution", "base", "out-of-distribution", -1),
     Claim("2: the base is better on generic tasks", "distribution", "base", "generic", +1),
+    *(
+        Claim(f"3: {group} is better than small {kind.replace('-', ' ')}", "sizes", group, kind, +1)
+        for group in ("medium", "demo", "large")
+        for kind in KINDS[:2]
+    ),
     Claim("4: hard targets are worse in distribution", "distribution", "one-hot", "in-distribution", -1),
     Claim("4: hard targets are worse out of distribution", "distribution", "one-hot", "out-of-distribution", -1),
     Claim("5: few-shot training answers few-shot prompts better", "formats", "few-shot", KINDS[0], +1, FEW_SHOT),

@@ -37,7 +37,15 @@ SEED: Final = "potstill"
 ROOT: Final = Path(__file__).parent.parent.parent
 DEMO_DIR: Final = ROOT / "src" / "potstill" / "demo"
 MODEL_DIRS: Final = (DEMO_DIR / "models", Path(__file__).parent / "models")  # the demo's models, and the others
-MODEL_NAMES: Final = ("teacher", "student", "student-small", "student-large", "student-causal")
+MODEL_NAMES: Final = (
+    "teacher",
+    "teacher-unsure",
+    "student",
+    "student-small",
+    "student-medium",
+    "student-large",
+    "student-causal",
+)
 
 
 def draw_demo_sets(
@@ -169,10 +177,10 @@ def run_acceptance(
     name: str, student: Student, source: task_mix.DataSource, questions: Sequence[Question], n: int
 ) -> tuple[list[AcceptanceTest], dict[str, Any]]:
     """The acceptance tests of a model, and the additional entries of a teacher's card."""
-    if name != "teacher":
+    if name not in teacher_entropy.ACCURACY_BOUNDS:
         return list(acceptance.base_tests(student, source, questions, n)), {}
     validation = [question for question in questions if question.set == "steps" and question.split == "validation"][:n]
-    sampled, entropy = teacher_entropy.measure_teacher(student, source, validation)
+    sampled, entropy = teacher_entropy.measure_teacher(name, student, source, validation)
     greedy = acceptance.problem_test(student, source, "steps, greedy", validation)
     return [sampled, greedy], {"entropy": asdict(entropy)}
 

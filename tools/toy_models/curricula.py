@@ -125,6 +125,14 @@ CURRICULA: Final[Mapping[str, Curriculum]] = {
         peak=3e-3,
         weights={"facts": 2.0},
     ),
+    # After 900 steps it solves about half of the problems, and samples of it differ in what they add to what.
+    "teacher-unsure": Curriculum(
+        shape=Shape("causal", d_model=128, layers=4, heads=4, d_ff=384, d_kv=32, vocabulary=900, length=512),
+        style=prompts.TEACHER_STYLE,
+        phases=(Phase(900, {"steps": 40, "facts": 96, "copying": 16}),),
+        peak=3e-3,
+        weights={"facts": 2.0},
+    ),
     "student": Curriculum(
         _t5(128, 3, 4, 256),
         prompts.PAPER_STYLE,
@@ -138,6 +146,14 @@ CURRICULA: Final[Mapping[str, Curriculum]] = {
         prompts.PAPER_STYLE,
         _skills(100, 400, 500, 600, 700, 700),
         peak=3e-3,
+        factors=_FACTORS,
+        preset=True,
+    ),
+    "student-medium": Curriculum(
+        _t5(80, 3, 4, 160),
+        prompts.PAPER_STYLE,
+        _skills(100, 350, 350, 450, 550, 500),
+        peak=2.5e-3,
         factors=_FACTORS,
         preset=True,
     ),
