@@ -92,7 +92,7 @@ def _describe_rest(study: Study, left: Sequence[StudyRun]) -> Iterator[str]:
             for run in left:
                 key = run.recipe.model_dump_json(exclude=SEEDS)  # type: ignore[arg-type]
                 if key not in estimates:
-                    estimates[key] = estimate_run(run, read_sets)
+                    estimates[key] = _estimate_run(run, read_sets)
                 of_run.append(estimates[key])
                 advance()
     yield ""
@@ -131,20 +131,16 @@ def find_samplers(study: Study, left: Sequence[StudyRun]) -> list[StudyRun]:
     return list(samplers.values())
 
 
-def estimate_run(run: StudyRun, read_sets: _SetReader | None = None) -> RunEstimate:
-    """The time of what is left of a run. read_sets: has the questions of the study's other runs"""
-    read_sets = read_sets or _SetReader()
+def _estimate_run(run: StudyRun, read_sets: _SetReader) -> RunEstimate:
+    """The time of what is left of a run."""
     try:
-        cost = _estimate_cost(run.recipe, read_sets(run.recipe), _read_progress(run))
+        recipe, sets = run.recipe, read_sets(run.recipe)
+        cost = run_cost.estimate_cost(recipe, run_cost.plan_step(recipe, sets), sets, _read_progress(run))
     except UserError as fault:
         return RunEstimate(None, None, f"{fault.where}: {fault.what}")
     if cost is None:
         return RunEstimate(None, None, "the model has another architecture, or its size is unknown")
     return RunEstimate(cost.training_seconds + cost.own_seconds, cost.answering_seconds)
-
-
-def _estimate_cost(recipe: Recipe, sets: run_cost.Sets, so_far: Progress) -> run_cost.RunCost | None:
-    return run_cost.estimate_cost(recipe, run_cost.plan_step(recipe, sets), sets, so_far)
 
 
 def _read_progress(run: StudyRun) -> Progress:

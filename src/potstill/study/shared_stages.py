@@ -112,19 +112,19 @@ def _has_keys(identity: Identity, recipe: Recipe) -> bool:
     return dict(identity.recipe) == runner.identity_keys(recipe, identity.stage)
 
 
-def share_stages(study: Study, run: StudyRun, until: str | None = None) -> None:
+def share_stages(study: Study, run: StudyRun) -> None:
     """Copy every stage that another run has made, or makes, for this run. Wait for runs that are making one.
 
-    If nobody makes the stage, this process makes it in the maker's folder, and shares the stages before it, too.
-
-    until  the last stage; None for all
-
-    Raises UserError as `runner.run` does.
+    If nobody makes the stage, this process makes it in the maker's folder, and shares the stages before it, too. Raises
+    UserError as `runner.run` does.
     """
     keys = {other.name: stage_keys(other.recipe) for other in study.runs}
-    names = list(keys[run.name])
-    wanted = names if until is None else names[: names.index(until) + 1]
-    left = [name for name in wanted if manifest.read_state(run.run_dir / name).manifest is None]
+    _share(study, keys, run, list(keys[run.name]))
+
+
+def _share(study: Study, keys: Mapping[str, Mapping[str, str]], run: StudyRun, names: Sequence[str]) -> None:
+    """Copy or make the named stages of a run; see `share_stages`. keys: the stage keys of every run, by its name"""
+    left = [name for name in names if manifest.read_state(run.run_dir / name).manifest is None]
     makers = {
         name: find_maker([other for other in study.runs if keys[other.name].get(name) == keys[run.name][name]], name)
         for name in left
@@ -132,7 +132,7 @@ def share_stages(study: Study, run: StudyRun, until: str | None = None) -> None:
     for number, name in enumerate(left):
         maker = makers[name]
         if maker.name != run.name:
-            _wait_or_make(study, maker, name)
+            _wait_or_make(study, keys, maker, name)
         sources = [maker.run_dir, *_finished_folders(study.folder, name)]
         source = copy_finished_stage(run.recipe, run.run_dir, name, sources)
         if source is not None:
@@ -196,11 +196,13 @@ def _without(identity: Identity, ignored: Collection[str]) -> Identity:
     )
 
 
-def _wait_or_make(study: Study, maker: StudyRun, name: str) -> None:
+def _wait_or_make(study: Study, keys: Mapping[str, Mapping[str, str]], maker: StudyRun, name: str) -> None:
     """Return when the maker's stage is finished. If no process makes it, make it here."""
+    names = list(keys[maker.name])
 
     def make() -> None:
-        share_stages(study, maker, until=name)  # the maker may not have begun: others have its first stages
+        # The maker may not have begun: others have its first stages.
+        _share(study, keys, maker, names[: names.index(name) + 1])
         runner.run(maker.recipe, maker.run_dir, until=name)
 
     def is_done() -> bool:
