@@ -64,14 +64,14 @@ def open_run_student(run_dir: Path, recipe: Recipe, chosen: Checkpoint | None = 
     chosen  the checkpoint; None: the student in the folder `student`, or else the selected checkpoint; for a run that only
             evaluates, the base
     """
-    folder = run_dir / "student"
-    if chosen is None and (folder / SETTINGS_FILE).is_file():
-        settings = read_settings(folder)
-        return open_student(folder, settings), settings
-    if chosen is None and recipe.has_teacher and manifest.read_finished(run_dir / "select") is None:
-        what, hint = "the run has chosen no checkpoint yet", "run the recipe until select"
-        raise UserError(what, code="E-run-stage-not-finished", where=run_dir, hint=hint)
     if chosen is None:
+        folder = run_dir / "student"
+        if (folder / SETTINGS_FILE).is_file():
+            settings = read_settings(folder)
+            return open_student(folder, settings), settings
+        if recipe.has_teacher and manifest.read_finished(run_dir / "select") is None:
+            what, hint = "the run has chosen no checkpoint yet", "run the recipe until select"
+            raise UserError(what, code="E-run-stage-not-finished", where=run_dir, hint=hint)
         chosen = checkpoint.read_choice(run_dir).checkpoint if recipe.has_teacher else BASE
     student = checkpoint.open_checkpoint(run_dir, recipe, chosen)
     described = describe_run(run_dir, recipe, student)
