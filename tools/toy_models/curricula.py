@@ -12,7 +12,7 @@ of some.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from potstill import prompts
@@ -117,54 +117,28 @@ def _skills(*steps: int) -> tuple[Phase, ...]:
 
 _FACTORS: Final[Mapping[str, float]] = {"relative_attention_bias": 10.0, "shared": 3.0}
 
+_TEACHER: Final = Curriculum(
+    shape=Shape("causal", d_model=128, layers=4, heads=4, d_ff=384, d_kv=32, vocabulary=900, length=512),
+    style=prompts.TEACHER_STYLE,
+    phases=(Phase(2000, {"steps": 40, "facts": 96, "copying": 16}),),
+    peak=3e-3,
+    weights={"facts": 2.0},
+)
+
+
+def _base_student(shape: Shape, peak: float, *steps: int) -> Curriculum:
+    """A base student that learns the skills in these steps. peak: largest learning rate"""
+    return Curriculum(shape, prompts.PAPER_STYLE, _skills(*steps), peak=peak, factors=_FACTORS, preset=True)
+
+
 CURRICULA: Final[Mapping[str, Curriculum]] = {
-    "teacher": Curriculum(
-        shape=Shape("causal", d_model=128, layers=4, heads=4, d_ff=384, d_kv=32, vocabulary=900, length=512),
-        style=prompts.TEACHER_STYLE,
-        phases=(Phase(2000, {"steps": 40, "facts": 96, "copying": 16}),),
-        peak=3e-3,
-        weights={"facts": 2.0},
-    ),
+    "teacher": _TEACHER,
     # After 900 steps it solves about half of the problems, and samples of it differ in what they add to what.
-    "teacher-unsure": Curriculum(
-        shape=Shape("causal", d_model=128, layers=4, heads=4, d_ff=384, d_kv=32, vocabulary=900, length=512),
-        style=prompts.TEACHER_STYLE,
-        phases=(Phase(900, {"steps": 40, "facts": 96, "copying": 16}),),
-        peak=3e-3,
-        weights={"facts": 2.0},
-    ),
-    "student": Curriculum(
-        _t5(128, 3, 4, 256),
-        prompts.PAPER_STYLE,
-        _skills(100, 250, 250, 350, 450, 400),
-        peak=2e-3,
-        factors=_FACTORS,
-        preset=True,
-    ),
-    "student-small": Curriculum(
-        _t5(48, 2, 3, 64),
-        prompts.PAPER_STYLE,
-        _skills(100, 400, 500, 600, 700, 700),
-        peak=3e-3,
-        factors=_FACTORS,
-        preset=True,
-    ),
-    "student-medium": Curriculum(
-        _t5(80, 3, 4, 160),
-        prompts.PAPER_STYLE,
-        _skills(100, 350, 350, 450, 550, 500),
-        peak=2.5e-3,
-        factors=_FACTORS,
-        preset=True,
-    ),
-    "student-large": Curriculum(
-        _t5(160, 3, 5, 256),
-        prompts.PAPER_STYLE,
-        _skills(100, 200, 200, 300, 350, 300),
-        peak=1.5e-3,
-        factors=_FACTORS,
-        preset=True,
-    ),
+    "teacher-unsure": replace(_TEACHER, phases=(replace(_TEACHER.phases[0], steps=900),)),
+    "student": _base_student(_t5(128, 3, 4, 256), 2e-3, 100, 250, 250, 350, 450, 400),
+    "student-small": _base_student(_t5(48, 2, 3, 64), 3e-3, 100, 400, 500, 600, 700, 700),
+    "student-medium": _base_student(_t5(80, 3, 4, 160), 2.5e-3, 100, 350, 350, 450, 550, 500),
+    "student-large": _base_student(_t5(160, 3, 5, 256), 1.5e-3, 100, 200, 200, 300, 350, 300),
     "student-causal": Curriculum(
         Shape("causal", d_model=120, layers=4, heads=4, d_ff=360, d_kv=30, vocabulary=1000, length=512),
         prompts.PAPER_STYLE,
