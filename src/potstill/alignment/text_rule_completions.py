@@ -48,11 +48,8 @@ new_digest = partial(blake2b, digest_size=16)
 
 # What comes after a text: (bytes, where they end). The bytes are a token, or the part of it that belongs to the pre-token.
 Piece = tuple[bytes, int]
-IN_PRE_TOKEN, AT_BOUNDARY, AT_END = (
-    0,
-    1,
-    2,
-)  # where a piece ends: inside the pre-token, at its end, at the end of the text
+# Where a piece ends: inside the pre-token, at its end, at the end of the text.
+IN_PRE_TOKEN, AT_BOUNDARY, AT_END = 0, 1, 2
 Ending = tuple[bytes, bool, float]  # the rest of a pre-token, whether the text ends there, share
 # The counts that are used besides those of the run: whether those of the question, and the pre-token before, with equal
 # digits, if those behind it.

@@ -32,13 +32,8 @@ from torch import Tensor
 
 from potstill.losses.divergences import Loss, candidate_log_probabilities
 
-ON_POLICY_MEASURES: Final = (
-    "surprise",
-    "ratio",
-    "capped",
-    "clipped",
-    "kl",
-)  # columns of the values after the divergence
+# Columns of the values after the divergence.
+ON_POLICY_MEASURES: Final = ("surprise", "ratio", "capped", "clipped", "kl")
 
 MAX_LOG_RATIO: Final = 20.0  # larger ratios count as this one, so that none is infinite
 
