@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -183,6 +185,17 @@ def test_a_run_that_fails_does_not_stop_the_others(here: Path) -> None:
     output = (here / "out.txt").read_text("utf-8")
     assert "E-study-failed" in output and "broken" in output and "runs/bad/logs/broken.log" in output
     assert "E-recipe-missing-path" in (here / "runs/bad/logs/broken.log").read_text("utf-8")
+
+
+def test_two_shards_write_the_files_of_the_study_one_after_the_other(here: Path) -> None:
+    plan = study.open_study(Path("rules.yaml"))
+    shard = threading.Thread(target=study.make_runs, args=(plan, [sys.executable, "-c", ""]), kwargs={"shard": (2, 4)})
+    with study.lock_files(plan):
+        shard.start()
+        time.sleep(1)
+        assert not (plan.folder / "study.json").exists()
+    shard.join()
+    assert (plan.folder / "study.json").exists()
 
 
 def test_shards_and_kills_come_to_the_same_results(here: Path, undisturbed: dict[str, dict[str, bytes]]) -> None:

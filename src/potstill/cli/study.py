@@ -80,7 +80,8 @@ def _study(
         rest = shlex.join(["potstill", *command[3:-1]])
         typer.echo(f"when all {part.count} shards are done, write the tables with: {rest}", err=True)
     else:
-        _print_results(plan)
+        with study.lock_files(plan):
+            _print_results(plan)
     _refuse_failures(path, results)
 
 

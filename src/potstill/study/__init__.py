@@ -10,7 +10,7 @@ runs, and `results` writes the tables and the page.
 """
 
 from potstill.study.grid import Experiment, Study, StudyRun, open_study
-from potstill.study.processes import RunResult, find_finished, is_finished, make_run, make_runs
+from potstill.study.processes import RunResult, find_finished, is_finished, lock_files, make_run, make_runs
 from potstill.study.results import ExperimentTable, read_tables, remove_stale_files, write_page, write_table
 from potstill.study.shared_stages import count_shared, stage_keys
 
@@ -23,6 +23,7 @@ __all__ = [
     "count_shared",
     "find_finished",
     "is_finished",
+    "lock_files",
     "make_run",
     "make_runs",
     "open_study",

@@ -27,6 +27,7 @@ from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.shared_stages import call_when_unlocked, share_stages
 
 LOG_FOLDER: Final = "logs"
+FILE_LOCK_SECONDS: Final = 600.0  # maximum wait for another shard that writes the tables and the page
 REPORT_SECONDS: Final = 15.0  # between two lines about the runs in progress
 
 
@@ -76,7 +77,8 @@ def make_runs(
     """
     number, count = shard
     runs = study.runs[number - 1 :: count]
-    storage.write_json(study.folder / "study.json", study_to_json(study))
+    with lock_files(study):
+        storage.write_json(study.folder / "study.json", study_to_json(study))
     unfinished = [run for run in runs if not is_finished(run)]
     progress.print_line(
         f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished; folder: {study.folder}", "dim"
@@ -94,6 +96,12 @@ def make_runs(
             else:
                 progress.print_line(f"{result.name}: failed {done}: {result.message}; messages: {result.log}", "red")
     return [results[run.name] for run in runs]
+
+
+def lock_files(study: Study) -> contextlib.AbstractContextManager[None]:
+    """Lock the files of a study that are about all of its runs, because two shards may write them at the same time."""
+    message = "another process is writing the files of this study"
+    return storage.hold_lock(study.folder, ".lock", FILE_LOCK_SECONDS, message)
 
 
 def study_to_json(study: Study) -> dict[str, object]:
