@@ -385,7 +385,7 @@ def _cost_lines(recipe: Recipe, plan: run_cost.StepPlan, sets: run_cost.Sets, so
         *lines,
         f"time              about {here}, on this machine:",
         f"{INDENT}training at {training_rate / 1e12:.3f} TFLOP/s, writing at {decoding_rate / 1e12:.3f}; both follow from",
-        f"{INDENT}products of this size, which were measured now. Answers of the base count with all their tokens",
+        f"{INDENT}work of this size, which was measured now. Answers of the base count with all their tokens",
         *own_lines,
         f"{INDENT}training takes {cost.operations:.2g} operations{left}: {', '.join(times)}",
     ]

@@ -127,6 +127,17 @@ def test_the_plan_uses_the_precision_of_the_run(world: Path, monkeypatch: pytest
     assert seen[-2:] == ["bfloat16", "float32"] and "16-bit copies of the weights" in plan
 
 
+def test_a_training_step_takes_the_time_of_its_products_and_of_its_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, stored = 1000, estimates._stored_layers(CAUSAL) * estimates._layer_activations(CAUSAL)
+    operations = estimates.training_operations(CAUSAL, tokens=tokens, supervised=0)
+    monkeypatch.setattr(estimates, "measure_product_rate", lambda *_: 1e9)
+    for seconds in (0.0, 1e-9, 1e-6):
+        monkeypatch.setattr(estimates, "measure_elementwise_seconds", lambda *_, seconds=seconds: seconds)
+        rate = estimates.measure_training_rate(CAUSAL, tokens=tokens, precision="bfloat16")
+        other = tokens * stored * seconds * estimates.ELEMENTWISE_PASSES
+        assert operations / rate == pytest.approx(operations / 1e9 + other)
+
+
 def test_reading_and_writing_are_counted_apart() -> None:
     rates = (1e9, 1e8)
     reading = estimates.answering_seconds(CAUSAL, reads=100, writes=0, rates=rates)

@@ -7,15 +7,17 @@
     >>> decoding_operations(shape, tokens=10) == 2 * 10 * (2 * (4 * 8 * 8 + 3 * 8 * 16) + 8 * 100)
     True
 
-The unit of time is the operation: a product of [n, a] and [a, b] takes 2 n a b of them. `measure_product_rate` measures how
-many a device does per second on matrices of the model's size. Training and decoding also do other work than products with
-weights (attention, norms, the optimizer, sampling), so an estimate takes only the shares below of that rate. They are rough
-values from one model on one CPU (docs/log.md): a time may be wrong by a factor of two or three.
+A product of [n, a] and [a, b] takes 2 n a b operations. `measure_product_rate` measures how many a device does per second on
+matrices of the model's size. Training also does other work for each token (attention, norms, conversions), whose time
+grows with the numbers that a layer stores for its backward pass, so `measure_training_rate` measures an elementwise function,
+too: on a processor with fast products in bfloat16 most of the time is such work. The constants below are from one model on
+two CPUs (docs/log.md): a time may be wrong by a factor of two.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final, Literal
 
 import torch
@@ -23,15 +25,16 @@ import torch
 from potstill.losses.sparse import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
 from potstill.models import Shape, count_matrix_elements, count_parameters, default_device
 
-TRAINING_SHARE: Final = 0.5  # share of the rate of products that training reaches
-DECODING_SHARE: Final = 0.3  # the same for decoding
-READING_FACTOR: Final = 3  # a prompt of an evaluation takes this much longer than the same products in training
+# Time of the other work of a training step, for a number that a layer stores: this many times that of `silu`.
+ELEMENTWISE_PASSES: Final = 12
+DECODING_SHARE: Final = 0.5  # share of the rate of products that decoding reaches
+READING_FACTOR: Final = 0.6  # time of an operation in reading a prompt, relative to one in training
 # For a token of a text whose scores the rule `text` transfers to the student's tokens: measured 3e-4 to 14e-4 with 20
 # outcomes a token, over five pairs of tokenizers.
 TRANSFER_SECONDS: Final = 8e-4
 QUANTIZED_BYTES: Final = 0.52  # of a weight in 4 bits, with its share of the scales
 PROCESS_BYTES: Final = 500 << 20  # Python and its libraries
-MEASURED_SECONDS: Final = 0.15  # of a measurement of products
+MEASURED_SECONDS: Final = 0.15  # of one measurement
 UNCACHED_ELEMENTS: Final = 1 << 25  # a matrix of this size does not fit in a processor's cache
 Precision = Literal["float32", "bfloat16"]
 
@@ -94,7 +97,7 @@ def training_memory(
     parameters, width = count_parameters(shape), 2 if precision == "bfloat16" else 4
     moments = 0 if adapters or adafactor else 8
     per_parameter = 4 + (0 if adapters else 4) + moments
-    stored = shape.layers * (1 if shape.family == "causal" else 2)
+    stored = _stored_layers(shape)
     activations = tokens * _layer_activations(shape) * width * (1 if checkpointing else stored)
     if checkpointing:
         activations += tokens * shape.d_model * 4 * stored
@@ -119,12 +122,17 @@ def evaluation_memory(shape: Shape, *, tokens: float, dtype: Precision) -> dict[
     tokens  number of tokens of a batch, prompts and answers
     """
     width, keys = 2 if dtype == "bfloat16" else 4, (shape.kv_heads or shape.heads) * shape.d_kv
-    layers = shape.layers * (1 if shape.family == "causal" else 2)
+    layers = _stored_layers(shape)
     return {
         "weights": width * count_parameters(shape),
         "keys and values": tokens * layers * 2 * keys * width,
         "the process": PROCESS_BYTES,
     }
+
+
+def _stored_layers(shape: Shape) -> int:
+    """The number of layers of a model: for T5, those of the encoder and of the decoder."""
+    return shape.layers * (1 if shape.family == "causal" else 2)
 
 
 def _layer_activations(shape: Shape) -> int:
@@ -134,19 +142,47 @@ def _layer_activations(shape: Shape) -> int:
 
 
 def measure_product_rate(rows: int, width: int, columns: int, dtype: Precision) -> float:
-    """The operations per second of products [rows, width] @ [width, columns] on the device that trains: the best of at least
-    three measurements, and of as many as fit into MEASURED_SECONDS, because other work on the machine interrupts short ones.
-    """
-    kind, device = getattr(torch, dtype), default_device()
-    left, right = (torch.ones(size, dtype=kind, device=device) for size in ((rows, width), (width, columns)))
+    """The operations per second of products [rows, width] @ [width, columns] on the device that trains."""
+    left, right = (_ones(size, dtype) for size in ((rows, width), (width, columns)))
+    return 2 * rows * width * columns / _best_seconds(lambda: torch.mm(left, right))
+
+
+def measure_elementwise_seconds(rows: int, columns: int, dtype: Precision) -> float:
+    """The time of `silu` on a matrix [rows, columns] on the device that trains, in seconds per number."""
+    matrix = _ones((rows, columns), dtype)
+    return _best_seconds(lambda: torch.nn.functional.silu(matrix)) / (rows * columns)
+
+
+def _ones(size: tuple[int, int], dtype: Precision) -> torch.Tensor:
+    return torch.ones(size, dtype=getattr(torch, dtype), device=default_device())
+
+
+def _best_seconds(work: Callable[[], object]) -> float:
+    """The shortest time of at least three calls, and of as many as fit into MEASURED_SECONDS, because other work on the
+    machine interrupts short ones."""
+    device = default_device()
     best, began, number = float("inf"), time.perf_counter(), 0
-    while number < 4 or time.perf_counter() - began < MEASURED_SECONDS:  # the first product also prepares the library
+    while number < 4 or time.perf_counter() - began < MEASURED_SECONDS:  # the first call also prepares the library
         _wait(device)
         start = time.perf_counter()
-        torch.mm(left, right)
+        work()
         _wait(device)
         best, number = min(best, time.perf_counter() - start), number + 1
-    return 2 * rows * width * columns / best
+    return best
+
+
+def measure_training_rate(shape: Shape, *, tokens: float, precision: Precision) -> float:
+    """The operations per second, as counted by `training_operations`, that training is expected to reach on this device.
+
+    tokens     number of tokens of a micro-batch
+    precision  type of the products
+    """
+    rows = max(1, int(tokens))
+    products = measure_product_rate(rows, shape.d_model, shape.d_ff, precision)
+    stored = _stored_layers(shape) * _layer_activations(shape)
+    seconds_per_token = training_operations(shape, tokens=1, supervised=0) / products
+    seconds_per_token += ELEMENTWISE_PASSES * stored * measure_elementwise_seconds(rows, shape.d_ff, precision)
+    return training_operations(shape, tokens=1, supervised=0) / seconds_per_token
 
 
 def measure_rates(
@@ -158,10 +194,10 @@ def measure_rates(
     rows       number of answers that are written at the same time
     precision  type of the products in training; `dtype`: in evaluation
     """
-    training = measure_product_rate(max(1, int(tokens)), shape.d_model, shape.d_ff, precision)
+    training = measure_training_rate(shape, tokens=tokens, precision=precision)
     # Every new token reads all weights, which do not stay in the cache.
     decoding = measure_product_rate(max(1, int(rows)), shape.d_model, UNCACHED_ELEMENTS // shape.d_model, dtype)
-    return TRAINING_SHARE * training, DECODING_SHARE * decoding
+    return training, DECODING_SHARE * decoding
 
 
 def _wait(device: torch.device) -> None:
