@@ -43,7 +43,7 @@ from potstill.recipe import Recipe, parse_recipe
 from potstill.stages import sample
 from potstill.teachers import protocol
 from potstill.teachers.openai_api import request
-from potstill.teachers.openai_api.teacher import settings_from_recipe
+from potstill.teachers.openai_api.settings import settings_from_recipe
 
 STUB = Path(__file__).parent.parent / "tests" / "support" / "stub.py"
 RECIPE = """

@@ -11,9 +11,10 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,12 +26,12 @@ from potstill import inference, models, prompts, teachers
 from potstill.errors import UserError
 from potstill.models import Student
 from potstill.recipe import Recipe, parse_recipe
-from potstill.records import END, Chain, Question
+from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.serialization import decode_bytes
 from potstill.teachers import SamplingState, UsageMeter
-from potstill.teachers.openai_api import teacher
+from potstill.teachers.openai_api import scoring
 from potstill.teachers.openai_api.scoring import ScoringMethod
-from potstill.teachers.openai_api.token_entries import Piece, ReaderContext
+from potstill.teachers.openai_api.stored_scores import StoredScorer
 
 pytestmark = pytest.mark.slow
 CLOSE = 1e-5 + 5e-7  # and the rounding of stored log-probabilities
@@ -203,9 +204,9 @@ def test_sampled_chains_of_llama_cpp_rescored_in_process_agree(llama_url, studen
 
 
 @pytest.mark.parametrize("way", ["prompt_logprobs", "echo"])
-def test_texts_that_exist_are_scored_by_the_server(url, folder, student, way) -> None:
+def test_texts_that_exist_are_scored_by_the_server(url, folder, student, way, tmp_path) -> None:
     recipe = plan(url, f"teacher.server.tokenizer={folder}")
-    values = differences(scored(recipe, student, way, student.tokenizer.candidate), student)
+    values = differences(scored(recipe, student, way, tmp_path), student)
     print(f"{way}: {len(values)} values, largest difference {max(values):.2e}")
     assert len(values) > 500 and max(values) < CLOSE
 
@@ -214,36 +215,32 @@ def test_texts_that_exist_are_scored_by_llama_cpp(folder, student, tmp_path) -> 
     """With a token before every prompt, as most of its models have one."""
     with llama_cpp(folder, tmp_path, first=0) as url:
         values = differences(
-            scored(plan(url, "teacher.server.concurrency=2"), student, None, None), student, first=(0,)
+            scored(plan(url, "teacher.server.concurrency=2"), student, None, tmp_path), student, first=(0,)
         )
     print(f"llama-cpp-python, echo: {len(values)} values, largest difference {max(values):.2e}")
     assert len(values) > 100 and max(values) < NEAR
 
 
-def test_scores_that_llama_cpp_gives_to_the_token_before_are_refused(llama_url, student) -> None:
+def test_scores_that_llama_cpp_gives_to_the_token_before_are_refused(llama_url, student, tmp_path) -> None:
     with pytest.raises(UserError, match="E-teacher-inconsistent-scores") as raised:
-        scored(plan(llama_url, "teacher.server.concurrency=2"), student, None, None)
+        scored(plan(llama_url, "teacher.server.concurrency=2"), student, None, tmp_path)
     print(raised.value)
 
 
-def scored(
-    recipe: Recipe, student: Student, way: ScoringMethod | None, pieces: Callable[[int, int], Piece] | None
-) -> list[Chain]:
-    """The solutions of the questions asked, as the recipe's server scores them."""
-    server = teachers.from_recipe(recipe).probe(asked())
-    server_settings = teacher.settings_from_recipe(recipe)
-    prompt_of = {}
-    for question in asked():
+def scored(recipe: Recipe, student: Student, way: ScoringMethod | None, folder: Path) -> list[Chain]:
+    """The solutions of the questions asked, as the recipe's server scores them. way: None: any method."""
+    rows = []
+    for question, (_, text) in zip(asked(), servers.rows(12), strict=True):
         made = prompts.build_prompt(question.text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE)
-        prompt_of[question.id] = student.render(made)
-    texts = [
-        Chain.from_text(q.id, 0, text, source="human") for q, (_, text) in zip(asked(), servers.rows(12), strict=True)
-    ]
-    reader = ReaderContext("human", "raw", pieces)
-    rows = ((prompt_of[chain.question], chain) for chain in texts)
-    chains = list(teacher.score_texts(server_settings, teacher.parse_capabilities(server), reader, rows, method=way))
-    assert [chain.key for chain in chains] == [chain.key for chain in texts]
-    assert [chain.text for chain in chains] == [chain.text for chain in texts]
+        prompt = Prompt((Turn("user", student.render(made)),))
+        rows.append((prompt, Chain.from_text(question.id, 0, text, source="human", stop="length")))
+    methods = scoring.SCORING_METHODS if way is None else (way,)
+    with (
+        mock.patch.object(scoring, "SCORING_METHODS", methods),
+        StoredScorer(recipe, folder=folder, usage=contextlib.nullcontext(UsageMeter())) as scorer,
+    ):
+        chains = scorer.score(rows)
+    assert [(chain.key, chain.text) for chain in chains] == [(chain.key, chain.text) for _, chain in rows]
     return chains
 
 

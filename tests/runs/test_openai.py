@@ -228,7 +228,6 @@ def test_chains_that_exist_are_scored_in_their_order() -> None:
     with stub.running(length=6) as server:  # so short that the probe sees how it names the end
         recipe = plan(server.url, "concurrency: 4")
         batches = list(teacher.OpenAITeacher(recipe).score(question_list, [texts[:20], texts[20:]]))
-    assert [len(batch) for batch in batches] == [20, 10]
     made = [chain for batch in batches for chain in batch]
     assert [(chain.key, chain.content, chain.stop) for chain in made] == [(c.key, c.content, c.stop) for c in texts]
     for chain in made:

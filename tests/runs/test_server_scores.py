@@ -4,7 +4,6 @@ everything that the server bills is counted."""
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import time
@@ -26,11 +25,10 @@ from potstill.recipe import Recipe
 from potstill.recipe.teacher import TeacherSection
 from potstill.records import END, Chain, Prompt, Turn
 from potstill.report.model import billed_costs
-from potstill.storage import ledger, parquet, segments
+from potstill.storage import ledger
 from potstill.storage.scores import ScoreStore
 from potstill.teachers import local_model
-from potstill.teachers.openai_api import stored_scores, teacher
-from potstill.teachers.openai_api.scoring import score_texts
+from potstill.teachers.openai_api import stored_scores
 from potstill.teachers.openai_api.stored_scores import StoredScorer
 from power_loss import PowerLoss, cut_at
 from scoring_stub import ScoringStub
@@ -68,7 +66,7 @@ def rows(n: int, first: int = 0) -> Rows:
 
 
 def scorer(recipe: Recipe, folder: Path) -> StoredScorer:
-    opened = StoredScorer(recipe, folder=folder / "train", run_dir=folder)
+    opened = StoredScorer(recipe, folder=folder / "train", usage=stored_scores.open_usage(folder, ledger.SCORES))
     opened.settings = replace(opened.settings, first_backoff=0.01)
     return opened
 
@@ -108,23 +106,15 @@ def check(chains: Sequence[Chain], texts: Rows, k: int = 4) -> None:
 
 
 @pytest.mark.parametrize("methods", [("prompt_logprobs", "echo"), ("echo",)])
-def test_the_scores_are_those_of_score_texts(tmp_path: Path, methods: tuple[str, ...]) -> None:
+def test_the_scores_are_those_of_the_server(tmp_path: Path, methods: tuple[str, ...]) -> None:
     texts = rows(30)
     with serving(methods=methods) as server:
-        recipe = plan(server.url)
-        with scorer(recipe, tmp_path) as opened:
+        with scorer(plan(server.url), tmp_path) as opened:
             chains = opened.score(texts)
             found = opened._server
         check(chains, texts)
-        assert found is not None and found["method"] == methods[0]
-        capabilities = teacher.parse_capabilities(found["capabilities"])
-        context = teacher.ReaderContext("scored", "raw", None, frozenset(capabilities.ends))
-        plain = [(prompt.plain + prompt.lead, chain) for prompt, chain in texts]
-        settings = teacher.settings_from_recipe(recipe)
-        assert list(score_texts(settings, capabilities, context, plain, method=found["method"])) == chains
-    assert server.billed == spent(tmp_path) + sum(  # the requests of score_texts
-        len(scoring_stub.entries_of(prompt + chain.text, 1)) for prompt, chain in plain
-    )
+    assert found is not None and found["method"] == methods[0]
+    assert server.billed == spent(tmp_path)
 
 
 def test_the_scores_are_those_of_the_same_model_in_this_process(world: Path, tmp_path: Path) -> None:
@@ -226,7 +216,7 @@ def test_every_fault_at_five_per_cent(tmp_path: Path, method: str, kinds: tuple[
         recipe = plan(server.url, timeout=0.5, patience=60, concurrency=32)
         with scorer(recipe, tmp_path) as opened:
             chains = [chain for at in (0, 50, 100) for chain in opened.score(texts[at : at + 50])]
-            usage, lines = opened.usage, len(opened._store)
+            usage, lines = opened._open_client()[1].usage, len(opened._store)
         check(chains, texts)
         assert set(server.struck) - {"none"} == set(kinds)
         requests = len(server.seen)
@@ -380,62 +370,6 @@ def test_the_forecast_is_what_is_billed(tmp_path: Path) -> None:
     assert 0.9 * server.billed < forecast.prompt_tokens + 100 < 3 * server.billed
     lines = "\n".join(stored_scores.describe_forecast(recipe, forecast))
     assert "100 texts" in lines and f"{forecast.money:.2f}" in lines
-
-
-# --- teacher.score -----------------------------------------------------------------------------------------------------
-
-
-def human(folder: Path, url: str, *keys: str) -> tuple[str, ...]:
-    """A recipe of 16 solutions that the server scores."""
-    questions = folder / "sums.jsonl"
-    questions.write_text("".join(json.dumps(row) + "\n" for row in tiny.rows("sums", 40)))
-    teacher = (
-        f"teacher={{kind: human, top_logprobs: 3, score: {{kind: openai, model: m}}, server: {{urls: ['{url}']}}}}"
-    )
-    return f"sets.sums.file={questions}", teacher, "teacher.server.concurrency=2", *keys
-
-
-@pytest.mark.parametrize("spent", ["stop", "seal"])
-@pytest.mark.parametrize("key", ["tokens", "money"])
-def test_the_scores_of_existing_chains_keep_the_budget(world: Path, tmp_path: Path, key: str, spent: str) -> None:
-    run, priced = tmp_path / "run", "teacher.budget.prices={prompt: 1.0, completion: 1.0}"
-    with serving() as server:
-        tiny.make(world, tmp_path / "whole", *human(tmp_path, server.url, priced), until="sample")
-        whole, texts = server.billed, parquet.count_rows(tmp_path / "whole" / "sample" / "chains.parquet")
-        limit = whole - 20 if key == "tokens" else (whole - 20) / 1e6
-        limited = human(tmp_path, server.url, priced, f"teacher.budget.{key}={limit}", f"teacher.budget.spent={spent}")
-        if spent == "seal":
-            tiny.make(world, run, *limited, until="sample")
-        else:
-            with pytest.raises(UserError, match=r"teacher\.budget(.|\n)*E-teacher-budget-spent"):
-                tiny.make(world, run, *limited, until="sample")
-        billed = server.billed - whole
-        assert 0 < billed < whole and total(run) == billed
-        assert ledger.total_usage(run)["money"] == pytest.approx(billed / 1e6)
-        if spent == "stop":
-            stored, requests = len(segments.stored_keys(segments.segment_paths(run / "sample"))), len(server.seen)
-            tiny.make(world, run, *human(tmp_path, server.url, priced), until="sample")
-            assert total(run) == server.billed - whole
-            after = [body["prompt"] for body in server.seen[requests:] if body.get("prompt_logprobs")]
-            assert len(after) <= texts - stored + 2, "stored chains are not scored again; two requests test the method"
-    chains = list(parquet.read_chains(run / "sample" / "chains.parquet"))
-    assert len(chains) == len({chain.key for chain in chains}) and (len(chains) == texts) == (spent == "stop")
-    assert chains and all(len(step) == 3 for chain in chains for step in chain.candidates)
-
-
-def test_failed_requests_for_scores_of_existing_chains_are_counted(world: Path, tmp_path: Path) -> None:
-    kinds = ("half a body", "malformed", "broken off", "500")
-    with serving(faults=0.1, kinds=kinds) as server:
-        run = tiny.make(
-            world, tmp_path / "run", *human(tmp_path, server.url, "teacher.server.patience=60"), until="sample"
-        )
-    assert parquet.count_rows(run / "sample" / "chains.parquet") > 6
-    assert total(run) >= server.billed + server.billed_otherwise
-
-
-def total(folder: Path) -> float:
-    usage = ledger.total_usage(folder)
-    return usage["prompt_tokens"] + usage["completion_tokens"]
 
 
 # --- crashes ---------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ READ_BY = {
     "report.card": {"report"},
     "report.html": {"report"},
     "teachers": {"sample", "repair", "train"},
-    "teachers.openai_api.stored_scores": {"train"},
+    "teachers.openai_api.stored_scores": {"train", "sample"},
     "tokenization": {*EXAM, "sample", "align"},
     "training": {"train", "repair"},
     "training.data_order": {"collect", "train", "repair"},
@@ -95,6 +95,7 @@ RECIPES = (
         *(REPLAY, ON_POLICY, "transfer.calculator_marks=insert", "filter.wrong_sums=drop"),
         "select.also=[in-distribution]",
     ),
+    ("teacher={kind: human, score: {kind: openai, model: m}}",),
     (
         "train.early_stopping_patience=1",
         REPLAY,

@@ -48,6 +48,8 @@ FILES: Final = {
     "sample/segment-*.jsonl": "Chains that a process has stored while sampling is not finished.",
     "sample/server.json": "The server's capabilities, from the first small requests. A resumed run compares them."
     " With several sources, one for each: `server@SOURCE.json`.",
+    "sample/scores/": "The scores of existing chains that a server has returned (`teacher.score`), in the files of"
+    " `scores/NAME`. With several sources, a folder for each.",
     "sample/unanswered.jsonl": "Requests that the server did not answer, with the reason.",
     "filter/verdicts.parquet": "One row for each chain, in the order of `sample/chains.parquet`.",
     "align/student-RULE/about.json": "The rule, and digests of the tokenizer, the chains and the settings.",
@@ -143,6 +145,7 @@ SOMETIMES: Final = {
     "ANSWERS/shards/": "Only while shards are made. ",
     "collect/replay.jsonl": "Only with `train.replay.file`. ",
     "sample/segment-*.jsonl": "Only while sampling. ",
+    "sample/scores/": "Only while sampling, with `teacher.score` on a server. ",
     "sample/server.json": "Only with a server. ",
     "sample/unanswered.jsonl": "Only with a server. ",
     "report/chain.csv": "Only if the teacher gave probabilities. ",

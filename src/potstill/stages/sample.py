@@ -8,6 +8,9 @@ For a teacher behind a server, the stage also writes `server.json`, which descri
 ledger. Such a teacher also works through batch files (`write_batch_requests`, `read_batch_results`), with the same
 requests and, for the same answers, the same chains. `unanswered.jsonl` lists results without chains.
 
+For existing chains that a server scores (`teacher.score`), the folder `scores` has every score that arrived, until the table
+exists: a score is stored before its batch is complete.
+
 With several sources (`teachers`), they are sampled one after another into the same segments. Every source has its own
 batches, budget and description of its server (`server@NAME.json`).
 """
@@ -33,7 +36,7 @@ from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.protocol import FirstChainsCheck
 
 MAX_CHAIN_CHARS = 600  # maximum length of a chain in a message
-TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
+TABLE_FILE, UNANSWERED_FILE, SCORES_FOLDER = "chains.parquet", "unanswered.jsonl", "scores"
 
 
 class Sample(Stage):
@@ -73,6 +76,7 @@ class Sample(Stage):
                 parquet.write_chains(table, segments.merge_segments(folder))
         for segment in segments.segment_paths(folder):
             storage.remove(segment)
+        storage.remove(folder / SCORES_FOLDER)  # the table has them
         counts = parquet.count_chains(table)
         servers = {source: path for source in recipe.sources if (path := _server_path(folder, source)).exists()}
         if servers:
@@ -123,8 +127,9 @@ def _sample_source(run_dir: Path, recipe: Recipe, source: str, shard: Shard) -> 
     sampling.questions = questions
     settled, before = ledger.budget_usage(run_dir, shard, source)
     usage = UsageMeter(settled=settled, before=before)
+    scores = sampling.folder / SCORES_FOLDER / source
     done, right = sampling.stored_keys(), sampling.count_right_chains()
-    state = SamplingState(done, right, usage, shard, run_questions.read_unused(run_dir))
+    state = SamplingState(done, right, usage, shard, run_questions.read_unused(run_dir), scores=scores)
     if teacher.is_complete(shard.of(questions), state):
         return 0
     first_chains = state.first_chains = sampling.check_first_chains(shard)
@@ -327,7 +332,7 @@ class _Sampling:
             yield lambda: None
             return
         with ledger.LedgerWriter(ledger.ledger_path(self.run_dir, shard, self.source)) as writer:
-            usage.on_reserve = writer.reserve
+            usage.on_reserve, usage.flush = writer.reserve, writer.sync
             usage.on_settle = lambda: writer.record(usage.spent())
             try:
                 yield lambda: writer.record(usage.spent())

@@ -47,6 +47,7 @@ class UsageMeter:
     settled     usage before the budget was split among shards
     on_reserve  function that is called before a request is sent if the reserved tokens or money reach a new maximum
     on_settle   function that is called after the cost of a request that scores a text was added
+    flush       function that flushes the ledger to the disk, before scores that it counts are flushed
 
     >>> totals = {"chains": 200, "completion_tokens": 24000, "right": 120, "graded": 200, "money": 0.5}
     >>> UsageMeter(**totals, seconds=60.0, concurrency=16).progress_note()
@@ -69,6 +70,7 @@ class UsageMeter:
     settled: dict[str, float] = field(default_factory=dict)
     on_reserve: Callable[[float, float], None] = field(default=lambda tokens, money: None, repr=False)
     on_settle: Callable[[], None] = field(default=lambda: None, repr=False)
+    flush: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def count_failure(self, message: str) -> None:
         """Count a failed request under its message. Long numbers in the message are replaced, so that messages repeat."""
@@ -98,9 +100,8 @@ class UsageMeter:
         return {name: getattr(self, name) for name in names}
 
     def as_json(self) -> dict[str, Any]:
-        names = [
-            item.name for item in fields(self) if item.name not in ("before", "settled", "on_reserve", "on_settle")
-        ]
+        omitted = ("before", "settled", "on_reserve", "on_settle", "flush")
+        names = [item.name for item in fields(self) if item.name not in omitted]
         row = {name: getattr(self, name) for name in names}
         return row | {"seconds": round(self.seconds, 3), "money": round(self.money, 6)}
 
@@ -188,6 +189,7 @@ class SamplingState:
     other_questions  questions of the run's sets that are not sampled. Stored chains for them are skipped; chains for
                      unknown questions are an error
     server           result of `Teacher.probe`
+    scores           folder in which a scorer behind a server stores each score as it arrives; None: a temporary folder
     first_chains     check that stops sampling if none of the first chains is right
     """
 
@@ -197,6 +199,7 @@ class SamplingState:
     shard: Shard = UNSHARDED
     other_questions: Iterable[Question] = ()
     server: Mapping[str, Any] | None = None
+    scores: Path | None = None
     first_chains: FirstChainsCheck | None = None
 
 
@@ -361,7 +364,8 @@ class Scorer(Teacher, Protocol):
     ) -> Iterator[list[Chain]]:
         """The batches of chains with unchanged texts and keys, and with the tokens and log-probabilities of this model.
 
-        A scorer that is billed for each chain leaves out the chains that `state` has stored.
+        A scorer that is billed for each chain leaves out the chains that `state` has stored, and keeps every score that it
+        receives (`state.scores`).
         """
         ...
 

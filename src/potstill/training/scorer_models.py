@@ -157,7 +157,8 @@ def _open_server(run_dir: Path, recipe: Recipe, name: str, stack: ExitStack) -> 
     if not is_main_process():
         return lambda pairs: broadcast_from_main(list)
     folder, ledger_name = run_dir / "scores" / name, f"{ledger.SCORES}.{name}"
-    scorer = stack.enter_context(stored_scores.StoredScorer(recipe, folder=folder, run_dir=run_dir, source=ledger_name))
+    usage = stored_scores.open_usage(run_dir, ledger_name)
+    scorer = stack.enter_context(stored_scores.StoredScorer(recipe, folder=folder, usage=usage))
     return lambda pairs: broadcast_from_main(partial(scorer.score, pairs))
 
 

@@ -25,9 +25,10 @@ from potstill.teachers.protocol import UsageMeter
 class BudgetedClient(Client):
     """A client for requests of /completions with one prompt. The cost of each request is added to `usage`."""
 
-    def __init__(self, settings: ServerSettings, usage: UsageMeter) -> None:
+    def __init__(self, settings: ServerSettings, usage: UsageMeter, *, may_seal: bool = False) -> None:
+        """may_seal: whether the run can continue when the budget is spent, for the hint of the error."""
         super().__init__(settings)
-        self.usage = usage
+        self.usage, self.may_seal = usage, may_seal
         self.budget = Budget(replace(settings, max_tokens=1), usage)
         self._in_flight = 0
         self._settled = asyncio.Event()
@@ -40,7 +41,7 @@ class BudgetedClient(Client):
         prompt, texts = Prompt((Turn("user", body["prompt"]),)), count_texts(body)
         while (reservation := self.budget.reserve(prompt, texts)) is None:
             if not self._in_flight:
-                raise self.budget.spent_error(may_seal=False)
+                raise self.budget.spent_error(may_seal=self.may_seal)
             self._settled.clear()
             await self._settled.wait()
         reply = Reply("again", charged=True)  # if the request is cancelled, the server may still bill it

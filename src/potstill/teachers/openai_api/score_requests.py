@@ -37,7 +37,7 @@ from potstill.teachers.openai_api.scoring import (
     read_prompt_entries,
     read_scored_chain,
 )
-from potstill.teachers.openai_api.teacher import parse_capabilities
+from potstill.teachers.openai_api.settings import parse_capabilities
 from potstill.teachers.openai_api.token_entries import DEFECT_BEYOND_TEXT, Piece, ReaderContext
 from potstill.teachers.protocol import UsageMeter
 

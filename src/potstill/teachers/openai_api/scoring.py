@@ -12,12 +12,10 @@ alternatives give the probability of the end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import random
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -25,7 +23,6 @@ from potstill.errors import UserError
 from potstill.records import END, Chain
 from potstill.teachers.chain_parts import merge_end_outcomes
 from potstill.teachers.openai_api import chain_reader
-from potstill.teachers.openai_api.budgeted_client import BudgetedClient
 from potstill.teachers.openai_api.client import Client
 from potstill.teachers.openai_api.limits import backoff_seconds
 from potstill.teachers.openai_api.request import REQUEST_IDS, Capabilities, ServerSettings
@@ -39,7 +36,6 @@ from potstill.teachers.openai_api.token_entries import (
     TokenEntry,
     read_entries,
 )
-from potstill.teachers.protocol import UsageMeter
 
 ScoringMethod = Literal["prompt_logprobs", "echo"]
 SCORING_METHODS: Final[tuple[ScoringMethod, ...]] = ("prompt_logprobs", "echo")
@@ -174,51 +170,6 @@ def has_next_token(entries: Sequence[TokenEntry], request_text: str) -> bool:
         return False
     pieces = [entry.piece for entry in entries if isinstance(entry.piece, bytes)]
     return not entries[-1].piece or entries[-1].piece is END or b"".join(pieces) != request_text.encode()
-
-
-def score_texts(
-    settings: ServerSettings,
-    capabilities: Capabilities,
-    context: ReaderContext,
-    rows: Iterable[tuple[str, Chain]],
-    *,
-    method: ScoringMethod | None = None,
-    usage: UsageMeter | None = None,
-) -> Iterator[Chain]:
-    """Existing chains with the server's log-probabilities, in the order of `rows`.
-
-    rows    pairs of the prompt as the model sees it, and the chain. A chain keeps its key and its stop reason
-    method  how the server scores; None: test the methods with the first row
-    usage   the cost of the requests is added to it, and the budget of `settings` is kept; None: no budget
-    Keeps `settings.concurrency` requests in flight. Raises UserError if the server cannot score, or does not answer, or if
-    the budget is spent; before that, it returns the chains of all requests in flight that succeed.
-    """
-    pending: deque[asyncio.Task[Chain]] = deque()
-    with asyncio.Runner() as runner:
-        client = Client(settings) if usage is None else BudgetedClient(settings, usage)
-        scorer = MethodFinder(client, settings, capabilities, context)
-        try:
-            for prompt, chain in rows:
-                if method is None:
-                    method = runner.run(scorer.find_method(prompt, chain))
-                pending.append(runner.get_loop().create_task(scorer.score(prompt, chain, method)))
-                if len(pending) >= settings.concurrency:
-                    yield runner.run(_result_of(pending.popleft()))
-            while pending:
-                yield runner.run(_result_of(pending.popleft()))
-        except UserError:
-            while pending:  # the server bills the requests in flight
-                with contextlib.suppress(UserError):
-                    yield runner.run(_result_of(pending.popleft()))
-            raise
-        finally:
-            for task in pending:
-                task.cancel()
-            runner.run(client.close())
-
-
-async def _result_of(task: asyncio.Task[Chain]) -> Chain:
-    return await task
 
 
 class MethodFinder:

@@ -1,15 +1,16 @@
 """Scores of texts from a server. Every score is stored before it is used, and no text is scored twice.
 
-    with StoredScorer(recipe, folder=run_dir / "train", run_dir=run_dir) as scorer:
+    with StoredScorer(recipe, folder=run_dir / "scores", usage=open_usage(run_dir, ledger.SCORES)) as scorer:
         chains = scorer.score([(prompt, chain), ...])       # as `local_model.score_chains` returns them
 
 `scores.jsonl` in the folder has the scores of each text (see `storage.scores`), and `scorer.json` describes the server and
-the method. A text that is stored costs nothing, also after a crash. The server is first contacted for a text that is not
-stored, and must then be the server that scored the others.
+the method. Each shard of a stage has a file of its own, `scores-0001-of-0002.jsonl`, and reads those of the others. A text
+that is stored costs nothing, also after a crash. The server is first contacted for a text that is not stored, and must then
+be the server that scored the others.
 
 Budget and ledger work as for sampling: the maximum cost of a request is reserved before it is sent, what the server bills is
-recorded when its response arrives, and `teacher.budget` ends the run. A broken or unusable response counts as spent, and its
-text is scored again.
+recorded when its response arrives, and no request may exceed the budget. A broken or unusable response counts as spent, and
+its text is scored again.
 
     >>> recipe = Recipe(name="mine", teacher={"kind": "openai", "model": "m", "budget": {"prices": {"prompt": 2.0}}})
     >>> forecast = forecast_scoring(recipe, texts=1000, max_tokens=100, prompt_bytes=400)
@@ -24,7 +25,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -35,10 +37,11 @@ from potstill.recipe import Recipe, find_path
 from potstill.records import Chain, Prompt, Turn
 from potstill.storage import ledger, run_folder
 from potstill.storage.scores import KEY_CHARS, ScoreStore
+from potstill.storage.segments import UNSHARDED, Shard
 from potstill.teachers.openai_api import capabilities as probing
 from potstill.teachers.openai_api.budgeted_client import BudgetedClient
 from potstill.teachers.openai_api.limits import TOKENS_PER_BYTE, compute_cost
-from potstill.teachers.openai_api.request import Capabilities
+from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.score_requests import ScoreRequests, TextToScore, scoring_context
 from potstill.teachers.openai_api.scoring import (
     CANNOT_SCORE,
@@ -49,13 +52,14 @@ from potstill.teachers.openai_api.scoring import (
     has_next_token,
     read_prompt_entries,
 )
-from potstill.teachers.openai_api.teacher import open_lookup, settings_from_recipe
+from potstill.teachers.openai_api.settings import open_lookup, settings_from_recipe
 from potstill.teachers.openai_api.token_entries import ReaderContext
 from potstill.teachers.protocol import UsageMeter
 
 VERSION: Final = 1  # of the scores of a text; other versions are other keys
-SCORES_FILE, SERVER_FILE = "scores.jsonl", "scorer.json"
+SERVER_FILE: Final = "scorer.json"
 FIXED: Final = ("model", "top_logprobs", "tokenizer", "served", "ids")  # these may not change during a run
+LOCK_SECONDS: Final = 60.0  # for which another shard may take to write SERVER_FILE
 MAX_PROBES: Final = 3  # times that the method is sought, because a fault may hide it
 MAX_END_TEXTS: Final = 3  # texts of up to teacher.max_tokens tokens, to see how the server names the end
 TOKENIZER_KEY: Final = "teacher.server.tokenizer"
@@ -103,30 +107,63 @@ def describe_forecast(recipe: Recipe, forecast: ScoringForecast) -> list[str]:
     return lines + ([f"  budget          {', '.join(limits)}"] if limits else [])
 
 
-class StoredScorer:
-    """Scores texts through the server of a recipe's teacher (kind `openai`). A context manager.
+def scores_file(shard: Shard = UNSHARDED) -> str:
+    """The name of a shard's file of scores."""
+    return "scores.jsonl" if shard == UNSHARDED else f"scores-{shard.number:04}-of-{shard.count:04}.jsonl"
 
-    recipe   the section `teacher` names model, server, top_logprobs and budget
-    folder   folder of the stored scores. Only one process may use it at a time
-    run_dir  folder of the run, for the ledger
-    source   name of the ledger of these requests. The budget limits what this ledger counts
-    usage    the usage of this process; its cost counts in the ledger
+
+@contextlib.contextmanager
+def open_usage(run_dir: Path, source: str) -> Iterator[UsageMeter]:
+    """The usage of requests that have a ledger of their own.
+
+    source  name of the ledger. The budget limits what this ledger counts
+    """
+    with ledger.LedgerWriter(ledger.ledger_path(run_dir, source=source)) as writer:
+        usage = UsageMeter(before=ledger.total_usage(run_dir, source))
+        usage.on_reserve, usage.flush = writer.reserve, writer.sync
+        usage.on_settle = lambda: writer.record(usage.spent())
+        try:
+            yield usage
+        finally:
+            run_folder.append_log(run_dir, "scored", **usage.as_json())
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise UserError for a recipe whose teacher's server can give no scores."""
+    if not recipe.teacher.top_logprobs:
+        what, hint = "scores need at least one log-probability per token", "set it to 20, for example"
+        raise UserError(what, code="E-teacher-no-scores", where="teacher.top_logprobs", found=0, hint=hint)
+
+
+class StoredScorer:
+    """Scores texts through the server of a recipe's teacher. A context manager.
+
+    recipe    the section `teacher` names the server, top_logprobs and the budget
+    folder    folder of the stored scores
+    usage     entered when the server is first contacted. Gives the usage to which the cost of the requests is added
+    settings  the settings of the server, with this process's part of the budget; None: those of the recipe
+    shard     the shard whose file new scores are appended to. Only one process may do so at a time
+    may_seal  whether the run can continue when the budget is spent
     """
 
-    def __init__(self, recipe: Recipe, *, folder: Path, run_dir: Path, source: str = ledger.SCORES) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        folder: Path,
+        usage: AbstractContextManager[UsageMeter],
+        settings: ServerSettings | None = None,
+        shard: Shard = UNSHARDED,
+        may_seal: bool = False,
+    ) -> None:
         """Raises UserError if the folder has scores of another model, or for a recipe that does not fit."""
-        teacher = recipe.teacher
-        assert teacher.kind == "openai", "a StoredScorer needs a teacher behind a server"
-        if teacher.budget.spent == "seal":
+        if recipe.teacher.budget.spent == "seal" and not may_seal:
             what, hint = "training cannot continue without scores, as seal would demand", "set it to stop"
             raise UserError(what, code="E-teacher-cannot-seal", where="teacher.budget.spent", found="seal", hint=hint)
-        if not teacher.top_logprobs:
-            what, hint = "scores need at least one log-probability per token", "set it to 20, for example"
-            raise UserError(what, code="E-teacher-no-scores", where="teacher.top_logprobs", found=0, hint=hint)
+        check_recipe(recipe)
         # At temperature 1, log-probabilities are raw, so the probe need not compare temperatures.
-        self.settings = replace(settings_from_recipe(recipe), api="completions", temperature=1.0)
-        self.folder, self.run_dir, self.source = folder, run_dir, source
-        self.usage = UsageMeter()
+        self.settings = replace(settings or settings_from_recipe(recipe), api="completions", temperature=1.0)
+        self.folder, self.may_seal, self._usage = folder, may_seal, usage
         self._lookup = open_lookup(recipe)
         self._fixed = {"model": self.settings.model, "top_logprobs": self.settings.top_logprobs}
         self._fixed |= {"tokenizer": _tokenizer_digest(recipe)}
@@ -134,10 +171,11 @@ class StoredScorer:
         if (folder / SERVER_FILE).exists():
             self._server = storage.read_json(folder / SERVER_FILE)
             self._check_server(self._fixed)
-        self._store = ScoreStore(folder / SCORES_FILE)
+        own = folder / scores_file(shard)
+        self._store = ScoreStore(own)
+        self._others = [ScoreStore(path) for path in sorted(folder.glob("scores*.jsonl")) if path != own]
         self._stack = contextlib.ExitStack()
-        self._client: tuple[asyncio.Runner, BudgetedClient] | None = None  # None until a text is not stored
-        self._ledger: ledger.LedgerWriter | None = None
+        self._connection: tuple[asyncio.Runner, BudgetedClient] | None = None  # None until a text is not stored
         self._requests: ScoreRequests | None = None  # None until the server was tested
 
     def __enter__(self) -> Self:
@@ -163,20 +201,29 @@ class StoredScorer:
         missing = {
             key: TextToScore(key, prompt, chain.text, chain.question)
             for key, (prompt, chain) in zip(keys, texts, strict=True)
-            if key not in self._store
+            if not self._has(key)
         }
         if missing:
             requests = self._connect(*next(row for key, row in zip(keys, texts, strict=True) if key in missing))
             try:
                 requests.score(missing.values())
             finally:
-                if self._ledger is not None:  # first, so that no power loss keeps scores and loses their cost
-                    self._ledger.sync()
+                requests.usage.flush()  # first, so that no power loss keeps scores and loses their cost
                 self._store.sync()
         return [self._read(key, chain) for key, (_, chain) in zip(keys, texts, strict=True)]
 
+    def read_stored(self, rows: Sequence[tuple[Prompt, Chain]]) -> list[Chain]:
+        """The chains of `rows` whose texts are stored, as `score` returns them. Sends no request."""
+        if self._server is None:
+            return []
+        keys = [self._key(prompt.plain + prompt.lead, chain.text) for prompt, chain in rows]
+        return [self._read(key, chain) for key, (_, chain) in zip(keys, rows, strict=True) if self._has(key)]
+
+    def _has(self, key: str) -> bool:
+        return key in self._store or any(key in store for store in self._others)
+
     def _read(self, key: str, chain: Chain) -> Chain:
-        scored = self._store.read(key)
+        scored = next(filter(None, (store.read(key) for store in (self._store, *self._others))), None)
         assert scored is not None, "every text is stored before it is used"
         candidates = scored.candidates[: len(scored.tokens)] if chain.stop == "length" else scored.candidates
         own = {"question": chain.question, "source": chain.source, "index": chain.index, "stop": chain.stop}
@@ -202,29 +249,31 @@ class StoredScorer:
         if self._server is None:
             method, gives_next_token = runner.run(self._find_method(client, capabilities, prompt, chain))
             row = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(capabilities).items()}
-            self._server = {**self._fixed, "method": method, "next_token": gives_next_token, "capabilities": row}
-            storage.write_json(self.folder / SERVER_FILE, self._server)
+            server = {**self._fixed, "method": method, "next_token": gives_next_token, "capabilities": row}
+            self._server = self._store_server(server)
         self._check_server({name: getattr(capabilities, name) for name in ("served", "ids")})
         self._requests = ScoreRequests(
-            self.settings, self._server, self._lookup, runner, client, self._store, self.usage
+            self.settings, self._server, self._lookup, runner, client, self._store, client.usage
         )
         return self._requests
 
+    def _store_server(self, server: dict[str, Any]) -> dict[str, Any]:
+        """The description of the server in SERVER_FILE, which the first of several shards writes."""
+        path = self.folder / SERVER_FILE
+        with storage.hold_lock(self.folder, f".{SERVER_FILE}.lock", LOCK_SECONDS, "another process writes this file"):
+            if not path.exists():
+                storage.write_json(path, server)
+            return storage.read_json(path)
+
     def _open_client(self) -> tuple[asyncio.Runner, BudgetedClient]:
-        """The event loop and the client, which share one ledger until the end."""
-        if self._client is None:
-            path = ledger.ledger_path(self.run_dir, source=self.source)
-            writer = self._stack.enter_context(ledger.LedgerWriter(path))
-            self._ledger = writer
-            self.usage.on_reserve = writer.reserve
-            self.usage.on_settle = lambda: writer.record(self.usage.spent())
-            self.usage.before = ledger.total_usage(self.run_dir, self.source)
-            self._stack.callback(lambda: run_folder.append_log(self.run_dir, "scored", **self.usage.as_json()))
+        """The event loop and the client, which share one usage until the end."""
+        if self._connection is None:
+            usage = self._stack.enter_context(self._usage)
             runner = self._stack.enter_context(asyncio.Runner())
-            client = BudgetedClient(self.settings, self.usage)
+            client = BudgetedClient(self.settings, usage, may_seal=self.may_seal)
             self._stack.callback(lambda: runner.run(client.close()))
-            self._client = runner, client
-        return self._client
+            self._connection = runner, client
+        return self._connection
 
     async def _probe(self, client: BudgetedClient, prompt: str) -> Capabilities:
         """What the server accepts and returns. At the first use of a server, also its name for the end of a text."""

@@ -12,28 +12,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import itertools
+import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from potstill import progress, tokenization
 from potstill.errors import UserError
-from potstill.recipe import Recipe, find_path, flatten_keys
+from potstill.recipe import Recipe, flatten_keys
 from potstill.records import Chain, Question
-from potstill.storage.segments import Shard
 from potstill.teachers.openai_api import capabilities as probing
+from potstill.teachers.openai_api import stored_scores
 from potstill.teachers.openai_api.batch_api import Batch, FailedResults, run_tag
 from potstill.teachers.openai_api.client import Client, Reply, find_proxy, read_api_key
 from potstill.teachers.openai_api.limits import BUDGET_SPENT, Budget, compute_cost, estimate_tokens
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings, iter_requests
 from potstill.teachers.openai_api.scheduler import Scheduler
-from potstill.teachers.openai_api.scoring import score_texts
-from potstill.teachers.openai_api.token_entries import Piece, ReaderContext
+from potstill.teachers.openai_api.settings import (
+    open_lookup,
+    parse_capabilities,
+    settings_from_recipe,
+    split_budget,
+)
+from potstill.teachers.openai_api.stored_scores import StoredScorer
+from potstill.teachers.openai_api.token_entries import ReaderContext
 from potstill.teachers.protocol import (
     PromptBuilder,
     SamplingState,
@@ -44,6 +49,7 @@ from potstill.teachers.protocol import (
     missing_chains,
 )
 
+GROUP_REQUESTS: Final = 8  # texts that are scored before the next ones, for each concurrent request
 FORECAST_SECONDS: Final = 60.0  # after this time, the remaining time is estimated
 FIXED_CAPABILITIES: Final = ("n", "whole", "bytes", "semantics", "left_out")  # these may not change during a run
 FREE_SERVER_KEYS: Final = ("urls", "key", "samples_per_request", "concurrency", "timeout", "patience", "refused")
@@ -167,39 +173,31 @@ class OpenAITeacher(Scorer):
         self, questions: Sequence[Question], batches: Iterable[list[Chain]], state: SamplingState | None = None
     ) -> Iterator[list[Chain]]:
         state = state or SamplingState()
-        settings, build_prompt, usage = self._split_settings(state), self.prompt_builder(), state.usage
-        by_id = {question.id: question for question in questions}
+        by_id, build_prompt = {question.id: question for question in questions}, self.prompt_builder()
         missing = ([chain for chain in batch if chain.key not in state.stored] for batch in batches)
-        if (first := next((batch for batch in missing if batch), None)) is None:
-            return
-        sizes = deque[int]()
-
-        def rows() -> Iterator[tuple[str, Chain]]:
-            for batch in filter(None, itertools.chain([first], missing)):
-                sizes.append(len(batch))
-                for chain in batch:
-                    prompt = build_prompt(by_id[chain.question])
-                    yield prompt.plain + prompt.lead, chain
-
-        scored: list[Chain] = []
-        try:
-            budget = Budget(dataclasses.replace(settings, max_tokens=1), usage)
-            if not budget.allows_probe(build_prompt(questions[0]), 1, probing.PROBE_REQUESTS, probing.PROBE_MAX_TOKENS):
-                raise budget.spent_error()
-            capabilities = self._probe(settings, questions[0], usage)
-            context = ReaderContext("scored", "raw", open_lookup(self.recipe), frozenset(capabilities.ends))
-            for chain in score_texts(settings, capabilities, context, rows(), usage=usage):
-                scored.append(chain)
-                usage.chains += 1
-                if len(scored) == sizes[0]:
-                    sizes.popleft()
-                    yield scored
-                    scored = []
-        except UserError as error:
-            if scored:
+        with contextlib.ExitStack() as stack:
+            folder = state.scores or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="potstill-scores-")))
+            scorer = stack.enter_context(
+                StoredScorer(
+                    self.recipe,
+                    folder=folder,
+                    usage=contextlib.nullcontext(state.usage),
+                    settings=self._split_settings(state),
+                    shard=state.shard,
+                    may_seal=True,
+                )
+            )
+            for chains in _in_groups(missing, GROUP_REQUESTS * self.settings.concurrency * len(self.settings.urls)):
+                rows = [(build_prompt(by_id[chain.question]), chain) for chain in chains]
+                try:
+                    scored = scorer.score(rows)
+                except UserError as error:
+                    if scored := scorer.read_stored(rows):
+                        yield scored
+                    if error.code == BUDGET_SPENT and self.settings.spent == "seal":
+                        return
+                    raise
                 yield scored
-            if error.code != BUDGET_SPENT or settings.spent == "stop":
-                raise
 
     # --- Identity, checks, forecasts
 
@@ -208,8 +206,10 @@ class OpenAITeacher(Scorer):
         return super().input_files() | ({} if tokenizer is None else {"teacher.server.tokenizer": tokenizer})
 
     def inputs(self) -> dict[str, str]:
-        has_tokenizer = self.recipe.teacher.server.tokenizer is not None
-        return super().inputs() | ({"version of tokenizers": str(tokenization.VERSION)} if has_tokenizer else {})
+        versions = {"version of scores": str(stored_scores.VERSION)} if self.as_scorer else {}
+        if self.recipe.teacher.server.tokenizer is not None:
+            versions["version of tokenizers"] = str(tokenization.VERSION)
+        return super().inputs() | versions
 
     def free_keys(self) -> set[str]:
         """Recipe keys that may change during a run. The address and the concurrency of a server change no chain; the
@@ -222,6 +222,8 @@ class OpenAITeacher(Scorer):
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
         if not self.as_scorer:
             yield self.prompt_builder
+        else:
+            yield lambda: stored_scores.check_recipe(self.recipe)
         yield self._check_server
 
     def _check_server(self) -> None:
@@ -276,64 +278,16 @@ class OpenAITeacher(Scorer):
         return [HARD_TARGETS_NOTE] if self.recipe.teacher.top_logprobs == 0 else []
 
 
-def settings_from_recipe(recipe: Recipe, model: str | None = None, source: str = "openai") -> ServerSettings:
-    """The settings of a recipe's server.
-
-    model  replaces `teacher.model`
-    Raises UserError for an invalid address.
-    """
-    teacher, server, budget = recipe.teacher, recipe.teacher.server, recipe.teacher.budget
-    for url in server.urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise UserError(
-                "not the address of a server",
-                code="E-teacher-invalid-url",
-                where="teacher.server.urls",
-                found="an address with a name and a password" if parts.password else url,
-                hint="write http://HOST:PORT/v1; the key comes from the environment (teacher.server.key)",
-            )
-    names = [field.name for field in dataclasses.fields(ServerSettings)]
-    sections = (teacher, server, budget)
-    values = {name: getattr(section, name) for section in sections for name in names if hasattr(section, name)}
-    values |= {
-        "model": model or teacher.model,
-        "urls": tuple(url.rstrip("/") for url in server.urls),
-        "stop": tuple(server.stop),
-        "seed": recipe.sampling_seed,
-        "source": source,
-        "budget_tokens": budget.tokens,
-        "budget_money": budget.money,
-        "prices": (budget.prices.prompt, budget.prices.completion),
-    }
-    return ServerSettings(**values)
-
-
-def split_budget(
-    settings: ServerSettings, shard: Shard, settled: Mapping[str, float] = MappingProxyType({})
-) -> ServerSettings:
-    """The settings of a shard, with an equal part of the remaining budget. settled: the usage before the split."""
-    tokens, money = settings.budget_tokens, settings.budget_money
-    settled_tokens = int(settled.get("prompt_tokens", 0) + settled.get("completion_tokens", 0))
-    return dataclasses.replace(
-        settings,
-        budget_tokens=None if tokens is None else max(0, tokens - settled_tokens) // shard.count,
-        budget_money=None if money is None else max(0.0, money - settled.get("money", 0.0)) / shard.count,
-    )
-
-
-def parse_capabilities(row: Mapping[str, Any]) -> Capabilities:
-    """The capabilities in a row of `server.json`."""
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    return Capabilities(**values)
-
-
-def open_lookup(recipe: Recipe) -> Callable[[int, int], Piece] | None:
-    """A function from token id and position to the token's bytes; None if the recipe names no tokenizer."""
-    path = recipe.teacher.server.tokenizer
-    if path is None:
-        return None
-    return tokenization.load_tokenizer(find_path(recipe, path, "teacher.server.tokenizer")).candidate
+def _in_groups(batches: Iterable[list[Chain]], size: int) -> Iterator[list[Chain]]:
+    """The chains of whole batches, in lists of at least `size`, except the last one."""
+    group: list[Chain] = []
+    for batch in batches:
+        group += batch
+        if len(group) >= size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def sample(
