@@ -126,7 +126,7 @@ def _sampling_lines(recipe: Recipe, train: Sequence[Question], so_far: Progress)
     texts = [build_prompt(question).plain for question in sample]
     prompt = sum(len(encoded.ids) for encoded in tokenizer.encode_batch(texts)) / max(1, len(texts))
     tokens, rows = made.batch_tokens, made.batch_tokens / (prompt + made.max_tokens)
-    rates = estimates.measure_rates(shape, tokens=tokens, rows=rows, precision="float32", dtype="float32")
+    rates = estimates.measure_rates(shape, tokens=tokens, rows=rows, precision=made.dtype, dtype=made.dtype)
     reads, writes = chains * prompt, chains * made.max_tokens
     seconds = estimates.answering_seconds(shape, reads=reads, writes=writes, rates=rates)
     return [f"  time            about {format_duration(seconds)} on this machine, if all chains take all their tokens"]

@@ -7,14 +7,16 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from expect import user_error
 from markov import markov, writer
-from potstill import teachers
+from potstill import demo, inference, teachers
 from potstill.errors import UserError
 from potstill.inference import Decode, Engine
 from potstill.prompts import PAPER_STYLE, Demonstration
@@ -438,6 +440,48 @@ def test_the_chains_of_a_recipe_are_scored(tmp_path: Path) -> None:
         parse_recipe("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])
 
 
+def test_a_local_teacher_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights have 16 bits, and its probabilities are those of float32 up to the rounding of the weights."""
+    opened: list[torch.dtype] = []
+    open_engine = inference.open_engine
+
+    def spy(*args: Any, **settings: Any) -> Any:
+        engine: Any = open_engine(*args, **settings)
+        opened.append(engine.student.model.dtype)
+        return engine
+
+    monkeypatch.setattr(local_model.inference, "open_engine", spy)
+    model = demo.DATA / "models" / "teacher"
+    asked = [replace(question(str(number), "How many are 2 + 3?"), rationale="2 + 3 = 5.") for number in range(3)]
+    scores: dict[str, list[Chain]] = {}
+    for dtype in ("float32", "bfloat16"):
+        teacher = f"teacher={{kind: human, top_logprobs: 3, dtype: {dtype}, score: {{model: {model}}}}}"
+        [scores[dtype]] = teachers.from_recipe(parse_recipe("name: x", "x.yaml", [teacher])).sample(asked)
+    exact, rounded = (
+        [
+            probability(step, token)
+            for chain in scores[dtype]
+            for step, token in zip(chain.candidates, chain.tokens, strict=False)
+        ]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert exact != rounded and exact == pytest.approx(rounded, abs=0.05)
+    sampled = parse_recipe(
+        "name: x", "x.yaml", [f"teacher={{kind: local, model: {model}, dtype: bfloat16, max_tokens: 8}}"]
+    )
+    assert next(teachers.from_recipe(sampled).sample(asked))
+    assert opened == [torch.float32, torch.bfloat16, torch.bfloat16]
+
+
+def test_the_default_dtype_of_a_teacher_leaves_earlier_runs_valid() -> None:
+    plain, half = (
+        parse_recipe("name: x", "x.yaml", ["teacher={kind: local, model: m}", f"teacher.dtype={dtype}"])
+        for dtype in ("float32", "bfloat16")
+    )
+    assert "teacher.dtype" in teachers.from_recipe(plain).free_keys()
+    assert "teacher.dtype" not in teachers.from_recipe(half).free_keys()
+
+
 # --- backends --------------------------------------------------------------------------------------------------------
 
 
@@ -460,7 +504,7 @@ def test_a_key_that_the_kind_does_not_read_is_refused(kind: str) -> None:
     """A default is no fault: a run folder's recipe names every key."""
     values = {"score": {"model": "m"}, "vllm": {"gpus": 2}, "server": {"timeout": 5.0}, "budget": {"tokens": 5},
               "chat_template_kwargs": {"a": 1}, "chat": True, "trust_remote_code": True, "unsolved": "skip",
-              "prompt_style": "student", "seed": 7, "reasoning": "answer"}  # fmt: skip
+              "prompt_style": "student", "seed": 7, "reasoning": "answer", "dtype": "bfloat16"}  # fmt: skip
     section = {"kind": kind, **dict.fromkeys(KINDS[kind].required, "m")}
     for name, field in TeacherSection.model_fields.items():
         if name in ("kind", "name"):

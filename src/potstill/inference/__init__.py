@@ -49,6 +49,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from potstill.models import ChatSettings, Student
+    from potstill.models.student import DType
     from potstill.recipe import VllmSection
 
 VERSION: Final = 2  # version of `draw_uniform`, `batch_requests` and the engines' sampling; stored with sampled texts
@@ -67,6 +68,7 @@ def open_engine(
     *,
     trust_remote_code: bool = False,
     chat_template: ChatSettings | Literal["auto"] | bool = False,
+    dtype: DType = "float32",
 ) -> ScoringEngine: ...
 @overload
 def open_engine(
@@ -75,6 +77,7 @@ def open_engine(
     *,
     trust_remote_code: bool = False,
     chat_template: ChatSettings | Literal["auto"] | bool = False,
+    dtype: DType = "float32",
     vllm: VllmSection | None = None,
 ) -> Engine: ...
 def open_engine(
@@ -83,6 +86,7 @@ def open_engine(
     *,
     trust_remote_code: bool = False,
     chat_template: ChatSettings | Literal["auto"] | bool = False,
+    dtype: DType = "float32",
     vllm: VllmSection | None = None,
 ) -> Engine:
     """An engine for a student, or for the model in a folder in Hugging Face format.
@@ -90,7 +94,8 @@ def open_engine(
     kind           transformers computes on the device of the student. A model that is opened here is moved to
                    `models.default_device()`
     chat_template  for a folder: whether prompts use its chat template (see `models.open_student`)
-    vllm           settings of vLLM. Without a dtype, vLLM computes a folder in the dtype of its weights, and a student in
+    dtype          for a folder that transformers opens: type of its weights
+    vllm           settings of vLLM. Without its dtype, vLLM computes a folder in the dtype of its weights, and a student in
                    float32, as the other engines do. vLLM reads the weights of a student that was opened without weights
 
     Raises UserError if the folder contains no supported model; if CTranslate2 is not installed, does not support the
@@ -103,19 +108,20 @@ def open_engine(
         from potstill.inference import vllm as vllm_engine
 
         vllm_engine.import_vllm()  # before any file is read, because it may fail
-    student, dtype = source, "float32"
+    student, vllm_dtype = source, "float32"
     if isinstance(student, Path | str):
-        settings: Any = {"chat_template": chat_template, "weights": not is_vllm}
+        settings: Any = {"chat_template": chat_template, "dtype": dtype, "weights": not is_vllm}
         student = models.open_student(student, trust_remote_code=trust_remote_code, **settings)
-        dtype = str(student.model.dtype).removeprefix("torch.")
+        vllm_dtype = str(student.model.dtype).removeprefix("torch.")
         if kind == "transformers":
             student = student.to(models.default_device())
     if is_vllm:
         from potstill.recipe import VllmSection
 
         section = vllm or VllmSection()
-        dtype = section.dtype or dtype
-        return vllm_engine.VllmEngine(student, section, dtype=dtype, trust_remote_code=trust_remote_code)
+        return vllm_engine.VllmEngine(
+            student, section, dtype=section.dtype or vllm_dtype, trust_remote_code=trust_remote_code
+        )
     if kind == "transformers":
         from potstill.inference import transformers
 

@@ -44,7 +44,7 @@ _SYNONYMS_BY_MEANING: Final = {
     "activation_checkpointing enable_activation_checkpointing",
     "= write train.precision: bfloat16": "bf16 pure_bf16 mixed_precision",
     "= write train.precision: bfloat16 (float16 overflows in T5), or keep float32": "fp16",
-    "train.precision evaluate.dtype teacher.vllm.dtype evaluate.vllm.dtype": "torch_dtype dtype",
+    "train.precision evaluate.dtype teacher.dtype teacher.vllm.dtype evaluate.vllm.dtype": "torch_dtype dtype",
     "train.checkpoint_every on_policy.checkpoint_every": "save_steps save_every checkpoint_steps save_every_n_steps",
     "train.checkpoint_every": "save_strategy",
     "= all checkpoints are kept, for the selection; train.checkpoint_every sets the interval": "save_total_limit",

@@ -201,7 +201,7 @@ _CHAT: Final = ("chat", "chat_template_kwargs", "system_prompt")
 _IN_PROCESS: Final = (*_GENERATION, *_CHAT, "reasoning", "revision", "batch_tokens", "trust_remote_code")
 
 KINDS: Final[dict[str, Kind]] = {
-    "local": Kind("a model, run by transformers", "local_model:LocalModel", _IN_PROCESS, ("model",)),
+    "local": Kind("a model, run by transformers", "local_model:LocalModel", (*_IN_PROCESS, "dtype"), ("model",)),
     "vllm": Kind("a model, run by vLLM", "local_model:LocalModel", (*_IN_PROCESS, "vllm"), ("model",)),
     "openai": Kind(
         "a server", "openai_api.teacher:OpenAITeacher", (*_GENERATION, "enough", "server", "budget"), ("model",)
@@ -212,7 +212,7 @@ KINDS: Final[dict[str, Kind]] = {
 }
 # Kind of `teacher.score` -> keys that the scorer reads, besides the keys of its own section.
 SCORER_READS: Final[dict[str, tuple[str, ...]]] = {
-    "local": (*_CHAT, "prompt", "prompt_style", "top_logprobs", "batch_tokens", "trust_remote_code"),
+    "local": (*_CHAT, "prompt", "prompt_style", "top_logprobs", "batch_tokens", "dtype", "trust_remote_code"),
     "openai": ("prompt", "prompt_style", "top_logprobs", "server", "budget"),
 }
 INPUT_FILE: Final[dict[str, Any]] = {
@@ -303,6 +303,11 @@ class TeacherSection(Section):
     )
     batch_tokens: Positive = Field(
         default=16384, description="Maximum number of tokens per batch, for local and vllm; a crash loses one batch."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Type of the weights and of the arithmetic, for local and score with kind local; bfloat16 takes half of "
+        "the memory. Norms, softmax and the log-probabilities of likely tokens are still float32. For vllm, see vllm.dtype.",
     )
     score: ScorerSection | None = Field(
         default=None,

@@ -105,6 +105,7 @@ class LocalModel(Scorer):
             self.engine_kind,
             trust_remote_code=teacher.trust_remote_code,
             chat_template=self.chat_settings,
+            dtype=teacher.dtype,
             vllm=teacher.vllm,
         )
         decode = Decode(
@@ -132,7 +133,10 @@ class LocalModel(Scorer):
     ) -> Iterator[list[Chain]]:
         teacher = self.recipe.teacher
         engine = inference.open_engine(
-            self.folder, trust_remote_code=teacher.trust_remote_code, chat_template=self.chat_settings
+            self.folder,
+            trust_remote_code=teacher.trust_remote_code,
+            chat_template=self.chat_settings,
+            dtype=teacher.dtype,
         )
         build_prompt, by_id = load_prompt_builder(self.recipe), {question.id: question for question in questions}
         for batch in batches:

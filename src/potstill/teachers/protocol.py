@@ -254,6 +254,7 @@ class Teacher(Protocol):
         keys |= {f"teacher.vllm.{name}" for name in recipes.VllmSection.FREE}  # teacher.chat: see LocalModel.inputs
         keys |= set() if self.recipe.teacher.unsolved != "stop" else {"teacher.unsolved"}
         keys |= set() if self.recipe.teacher.reasoning != "both" else {"teacher.reasoning"}
+        keys |= set() if self.recipe.teacher.dtype != "float32" else {"teacher.dtype"}
         return keys | set(recipes.flatten_keys(self.recipe, "teacher.enough", "teacher.server"))
 
     # --- Checks and forecasts before a run

@@ -116,8 +116,13 @@ def open_scorer(
     if found.folder is None:
         model = models.from_recipe(recipe)
     elif found.teacher is not None:
-        trusted = found.teacher.recipe.teacher.trust_remote_code
-        model = models.open_student(found.folder, trust_remote_code=trusted, chat_template=found.teacher.chat_settings)
+        teacher = found.teacher.recipe.teacher
+        model = models.open_student(
+            found.folder,
+            trust_remote_code=teacher.trust_remote_code,
+            chat_template=found.teacher.chat_settings,
+            dtype=teacher.dtype,
+        )
     elif tokenization.load_tokenizer(found.folder).digest == student.tokenizer.digest:
         model = models.from_checkpoint(recipe, found.folder)
     else:
