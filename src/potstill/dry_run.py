@@ -1,6 +1,8 @@
 """The plan of a run: the questions, chains, training and evaluation, with estimates of their size.
 
-    print(describe_run(load_recipe(path)))        # what `potstill run RECIPE --dry-run` prints
+    plan = plan_run(load_recipe(path))
+    print(plan.text)        # what `potstill run RECIPE --dry-run` prints
+    plan.faults             # the errors for which the run would stop before it makes anything
 
 The weights of a model on the hub are not downloaded; its configuration and tokenizer are. For an existing run, the plan
 says what each stage has stored and what the run would do with it; chains, money and time are those from here.
@@ -11,7 +13,8 @@ over the first training questions and their own solutions, because the teacher's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -42,19 +45,38 @@ FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan has a time f
 FEW_QUESTIONS = 100  # below this number, the plan states the uncertainty of a score
 
 
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run would do.
+
+    text     the plan as plain text
+    faults   the errors for which the run would stop before it makes anything, such as a missing model
+    checked  False if an error of potstill ended the checks, so that there may be more faults
+    """
+
+    text: str
+    faults: tuple[UserError, ...] = ()
+    checked: bool = True
+
+
 def describe_run(recipe: Recipe, run_dir: Path | None = None, redo: str | None = None) -> str:
-    """The plan as plain text. Raises UserError if a new run could not start its first stage.
+    """The text of `plan_run`."""
+    return plan_run(recipe, run_dir, redo).text
+
+
+def plan_run(recipe: Recipe, run_dir: Path | None = None, redo: str | None = None) -> RunPlan:
+    """The plan of a run. Raises UserError if a new run could not start its first stage.
 
     run_dir  the folder of the run; by default `runs/NAME`
     redo     a stage that the run would make again, with all later stages
     """
     with models.without_weights():
-        return _describe_run(recipe, run_dir or runner.default_run_dir(recipe), redo)
+        return _plan_run(recipe, run_dir or runner.default_run_dir(recipe), redo)
 
 
-def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
+def _plan_run(recipe: Recipe, run_dir: Path, redo: str | None) -> RunPlan:
     exists = (run_dir / "recipe.yaml").is_file()
-    so_far, run_lines = Progress(), list[str]()
+    so_far, run_lines, plans = Progress(), list[str](), list[runner.StagePlan]()
     if exists:
         plans = runner.plan_stages(recipe, run_dir, redo)
         so_far = read_progress(recipe, run_dir, plans)
@@ -67,7 +89,8 @@ def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
         if not run_lines:
             raise
         hint = f"questions         no estimate: {fault.where}: {fault.what}"  # as for a run that was copied without its sets
-        return "\n".join([f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, hint])
+        text = "\n".join([f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, hint])
+        return RunPlan(text, tuple(_refusals(plans)))
     sets = assembled.questions
     lines = [f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, *_question_lines(assembled)]
     train = run_cost.training_questions(recipe.questions.train, sets)
@@ -87,8 +110,42 @@ def _describe_run(recipe: Recipe, run_dir: Path, redo: str | None) -> str:
         lines.append(f"student           {recipe.student.model or 'random weights'}, not trained")
         lines += _section(lambda: _thought_lines(run_cost.open_chat_template(recipe)), "student")
         lines.append(f"answers           {answers}")
-    lines += ["", *_section(lambda: _problem_lines(recipe, train, None if redo else run_dir), "problems")]
-    return "\n".join(lines)
+    faults, checked = list(_refusals(plans)), False
+
+    def problem_lines() -> list[str]:
+        nonlocal checked
+        found = _find_problems(recipe, train, None if redo else run_dir)
+        checked = True
+        # A problem that may still be fixed stops the run only if nothing else is left to make.
+        waits = any(plan.action != "keep" for plan in plans[:-1]) or not plans
+        faults.extend(problem.fault for problem in found if not (problem.later and waits))
+        return list(_problem_lines(found, waits=waits))
+
+    lines += ["", *_section(problem_lines, "problems")]
+    return RunPlan("\n".join(lines), tuple(faults), checked)
+
+
+def _refusals(plans: Sequence[runner.StagePlan]) -> Iterator[UserError]:
+    yield from (plan.fault for plan in plans if plan.fault is not None)
+
+
+def _find_problems(recipe: Recipe, train: Sequence[Question], run_dir: Path | None) -> list[preflight.Problem]:
+    """The problems that would stop the run at one of its stages. run_dir: to skip its finished stages."""
+    names = stages.recipe_stages(recipe)
+    try:
+        return preflight.find_problems(recipe, names, run_dir, questions=train)
+    except UserError as fault:  # no check could be made, such as those of a teacher that cannot be read
+        return [preflight.Problem(names[0], fault)]
+
+
+def _problem_lines(problems: Sequence[preflight.Problem], *, waits: bool) -> Iterator[str]:
+    for problem in problems:
+        first, *rest = str(problem.fault).splitlines()
+        label = "later" if problem.later and waits else "problem"
+        yield f"{label:<17} at {problem.stage}: {first}"
+        yield from (f"                {line}" for line in rest)
+    if not problems:
+        yield "problems          none found"
 
 
 def _source_lines(recipe: Recipe, name: str, train: Sequence[Question], run_dir: Path, so_far: Progress) -> list[str]:
@@ -147,17 +204,6 @@ def _section(build: Callable[[], list[str]], name: str) -> list[str]:
             f"{name:<17} no estimate: an error in potstill, please report it: {type(error).__name__}: {message}",
             "",
         ]
-
-
-def _problem_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path | None) -> list[str]:
-    """The problems that would stop the run at one of its stages. run_dir: to skip its finished stages."""
-    names = stages.recipe_stages(recipe)
-    problems = preflight.find_problems(recipe, names, run_dir, questions=train)
-    lines = []
-    for problem in problems:
-        first, *rest = str(problem.fault).splitlines()
-        lines += [f"problem           at {problem.stage}: {first}", *(f"                {line}" for line in rest)]
-    return lines or ["problems          none found"]
 
 
 def _question_lines(assembled: assemble.AssembledQuestions) -> list[str]:

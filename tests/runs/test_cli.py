@@ -374,7 +374,7 @@ def test_a_run_is_continued_by_its_folder(tmp_path: Path, world: Path, said: Cal
 def test_the_environment_is_printed_without_keys(said: Callable[..., Told], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     output = said("env").stdout
-    lines = dict(line.split(maxsplit=1) for line in output.splitlines() if not line.startswith("variables"))
+    lines = dict(line.split(maxsplit=1) for line in output.splitlines() if not line.startswith(("variables", " ")))
     assert lines["torch"] == torch.__version__ and "potstill" in lines and "devices" in lines
     assert "OPENAI_API_KEY" in output and "sk-secret" not in output and str(Path.home()) not in output
 

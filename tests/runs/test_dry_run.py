@@ -7,10 +7,11 @@ from importlib import util
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import stub
 import tiny
-from potstill import dry_run, models, preflight, run_cost, runner, stages
+from potstill import cli, dry_run, models, preflight, run_cost, runner, stages
 from potstill.errors import UserError
 from potstill.inference import engine
 from potstill.storage import ledger, segments
@@ -270,3 +271,44 @@ def test_an_error_of_potstill_is_a_line_of_the_plan(
     text = dry_run.describe_run(tiny.recipe(world), tmp_path / "none")
     assert "cost              no estimate: an error in potstill, please report it: KeyError: 'no such size'" in text
     assert "problems          none found" in text and "evaluation      3 x 11 x 2 = 66" in text
+
+
+def test_a_plan_with_problems_exits_with_2_and_a_warning_does_not(
+    world: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing model, a stage that would be refused; not a control run that is still to be made, unless nothing else is."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = Path(shutil.copytree(finished, tmp_path / "runs" / "tiny"))
+    Path("recipe.yaml").write_text(tiny.RECIPE, "utf-8")
+
+    def plan(*changes: str, name: str = "new") -> tuple[int, str, str]:
+        options = [word for change in (f"data={world}", f"name={name}", *changes) for word in ("--set", change)]
+        result = CliRunner().invoke(cli.app, ["run", "recipe.yaml", "--dry-run", *options])
+        fault = result.exception
+        if isinstance(fault, UserError):
+            assert fault.code == "E-plan-problems"
+            return 2, fault.found, result.stdout
+        return result.exit_code, "", result.stdout
+
+    assert plan()[:2] == (0, "")
+    assert plan("teacher.model=nowhere", "student.tokenizer=none")[:2] == (2, "2 x E-recipe-missing-path")
+    assert plan("train.learning_rate=2", name="tiny")[:2] == (2, "E-run-stage-differs")
+    code, found, text = plan("report.controls=[other-run]")
+    assert (code, found) == (0, "") and "later             at report: " in text
+    assert plan(name="tiny")[:2] == (0, "")
+    shutil.rmtree(run_dir / "report")
+    code, found, text = plan("report.controls=[other-run]", name="tiny")
+    assert code == 2 and "problem           at report: " in text
+
+
+def test_an_error_of_potstill_in_a_check_exits_with_1(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(preflight, "find_problems", fail)
+    (tmp_path / "recipe.yaml").write_text(tiny.RECIPE, "utf-8")
+    command = ["run", str(tmp_path / "recipe.yaml"), "--dry-run", "--set", f"data={world}"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 1 and "ZeroDivisionError" in result.stdout

@@ -169,16 +169,39 @@ def test_longer_training_of_a_copied_run_leaves_the_first_as_it_is(here: Path) -
 def test_the_plan_says_once_what_would_stop_several_runs(here: Path) -> None:
     grid = "{train.divergence: [forward_kl, reverse_kl], train.seed: [1, 2]}"
     Path("losses.yaml").write_text(f"{{name: losses, recipe: tiny.yaml, grid: {grid}}}", "utf-8")
-    lines = list(describe_study(study.open_study(Path("losses.yaml"))))
+    plan = study.open_study(Path("losses.yaml"))
+    lines = list(describe_study(plan, study.find_problems(plan)))
     [problem] = [line for line in lines if line.startswith("problem")]
     assert problem.endswith("2 of 4 runs: reverse_kl.seed-1, reverse_kl.seed-2")
     assert sum("E-train-divergence-needs-tail" in line for line in lines) == 1
 
 
+BAD = "{name: bad, recipe: tiny.yaml, grid: {size: {a: {}, broken: {student.tokenizer: missing}, c: {train.steps: 2}}}}"
+
+
+def test_an_impossible_run_is_found_before_the_first_run_begins(here: Path) -> None:
+    Path("bad.yaml").write_text(BAD, "utf-8")
+    for options in ((), ("--jobs", "2"), ("--shard", "1/2"), ("--dry-run",)):
+        result = CliRunner().invoke(cli.app, ["study", "bad.yaml", *options])
+        assert isinstance(result.exception, UserError) and result.exception.code == "E-plan-problems", result.output
+        assert result.exception.found == "E-recipe-missing-path"
+        assert "1 of 3 runs: broken" in result.output and "E-recipe-missing-path" in result.output
+        assert not Path("runs").exists()
+
+
+def test_a_run_that_does_not_match_its_recipe_is_found_before_the_first_run_begins(here: Path) -> None:
+    Path("grows.yaml").write_text("{name: grows, recipe: tiny.yaml, grid: {train.seed: [3, 4]}}", "utf-8")
+    plan = study.open_study(Path("grows.yaml"))
+    runner.run(plan.runs[0].recipe, plan.runs[0].run_dir, until="train")
+    changed = study.open_study(Path("grows.yaml"), ["train.prompts_per_step=7"])
+    (problem,) = study.find_problems(changed)
+    assert (problem.fault.code, problem.stage, problem.runs) == ("E-run-stage-differs", "train", ("seed-3",))
+    assert not study.find_problems(plan) and not study.find_problems(changed, redo_outdated=True)
+
+
 def test_a_run_that_fails_does_not_stop_the_others(here: Path) -> None:
-    text = "{name: bad, recipe: tiny.yaml, grid: {size: {a: {}, broken: {student.tokenizer: missing}, c: {train.steps: 2}}}}"
-    Path("bad.yaml").write_text(text, "utf-8")
-    process = start_command("study", "bad.yaml", cwd=here, output=here / "out.txt")
+    Path("bad.yaml").write_text(BAD, "utf-8")
+    process = start_command("study", "bad.yaml", "--keep-going", cwd=here, output=here / "out.txt")
     assert exit_code(process) == 2
     plan = study.open_study(Path("bad.yaml"))
     assert [study.is_finished(run) for run in plan.runs] == [True, False, True]

@@ -89,9 +89,7 @@ def run_command(
 
     loaded, run_dir = stage_commands.open_run_or_recipe(path, changes or ())
     if dry_run:
-        from potstill.dry_run import describe_run
-
-        typer.echo(describe_run(loaded, run_dir, redo))
+        stage_commands.print_run_plan(loaded, run_dir, redo)
         return
     runner.run(loaded, run_dir, redo=redo, yes=yes or stage_commands.confirm_removal)
     if process.read_process_rank().is_main:  # only the main process prints results
@@ -174,10 +172,9 @@ def env_command() -> None:
 
     No key, path or user name is printed.
     """
-    from potstill.cli import env
+    from potstill.cli import env, tables
 
-    for line in env.describe_environment():
-        typer.echo(line)
+    tables.print_wrapped(env.describe_environment())
 
 
 @app.command("check", epilog="Example: potstill check runs/demo")

@@ -24,11 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from rich.console import Console
 from rich.table import Table
 
 from potstill import progress, storage
-from potstill.cli.tables import NARROWEST_NAME, plain_text
+from potstill.cli.tables import NARROWEST_NAME, plain_text, print_note, print_table
 from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
@@ -98,7 +97,6 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
     separate = _are_separate(a, b)
     changed: list[dict[str, Any]] = []
     comparisons: list[SetComparison] = []
-    console = Console(soft_wrap=True)
     for name in sorted(a.answers.keys() & b.answers.keys()):
         first_answers, second_answers = a.answers[name], b.answers[name]
         common = sorted(first_answers.keys() & second_answers.keys())
@@ -110,8 +108,8 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
             changed += _changed_rows(name, pairs)
             if not as_json:
                 note = f"; {omitted} answers to questions that only one answered are left out" if omitted else ""
-                console.print(plain_text(f"{name}: first {a.name}, second {b.name}{note}"))
-                console.print(_comparison_table(rows))
+                print_note(f"{name}: first {a.name}, second {b.name}{note}")
+                print_table(_comparison_table(rows))
     note = _describe_note([a, b])
     quoted = [row for row in _list_quoted([a, b]) if row.set in {comparison.set for comparison in comparisons}]
     if as_json:
@@ -122,8 +120,8 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
         for row in quoted:
             of = "" if row.n is None else f", {row.n} questions"
             text = f"quoted for {row.set}: {row.name} {percent_number(row.share)} ({row.source}{of})"
-            console.print(plain_text(text, "dim"))
-        console.print(note, style="dim")
+            print_note(text, "dim")
+        print_note(note, "dim")
     if out is not None:
         storage.write_jsonl(out, changed)
         progress.print_line(f"{len(changed)} questions that only one of them answers right: {out}")

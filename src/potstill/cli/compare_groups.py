@@ -16,12 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final, NoReturn
 
-from rich.console import Console
 from rich.table import Table
 
 from potstill import progress, storage
 from potstill.cli.compare import find_split, parse_run, refuse_nothing, write_page
-from potstill.cli.tables import NARROWEST_NAME, plain_text
+from potstill.cli.tables import NARROWEST_NAME, plain_text, print_note, print_table
 from potstill.errors import UserError
 from potstill.report.group_files import read_run
 from potstill.report.group_scores import GroupScore, SeedGroup, describe_keys, group_runs, score_groups
@@ -91,7 +90,6 @@ def _read_scores(
 
 def print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> None:
     """Print a table for each format and decoding, the runs of each group, and what the intervals hold for."""
-    console = Console(soft_wrap=True)
     for answers, sets in build_score_tables(groups, scores):
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("", overflow="fold", min_width=NARROWEST_NAME)
@@ -101,14 +99,14 @@ def print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], spli
             table.add_row(plain_text(title))
             for line in lines:
                 table.add_row(plain_text(f"  {line.group}"), *line[1:])
-        console.print(plain_text(f"{answers}, {split}: percent right, mean over seeds"))
-        console.print(table)
+        print_note(f"{answers}, {split}: percent right, mean over seeds")
+        print_table(table)
     for group in groups:
         named = ", ".join(f"{run.name} (seed {seed})" for run, seed in zip(group.runs, group.seeds, strict=True))
         about = describe_keys(group.keys)
-        console.print(plain_text(f"{group.label}: {named}" + ("" if about in group.label else f"; {about}")))
+        print_note(f"{group.label}: {named}" + ("" if about in group.label else f"; {about}"))
     for note in table_notes(groups, scores):
-        console.print(plain_text(note, "dim"))
+        print_note(note, "dim")
 
 
 def _refuse_suffix(out: Path) -> NoReturn:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from potstill.cli.tables import print_wrapped
 from potstill.data import public_files
 from potstill.data.public_files import PublicSet
 from potstill.errors import UserError, suggest
@@ -37,15 +38,18 @@ def run(names: Sequence[str], to: Path | None, replace: bool) -> None:
 
 
 def _fetch_set(public: PublicSet, folder: Path, replace: bool) -> None:
-    typer.echo(f"{public.name}: {public.title}")
-    typer.echo(f"  licence: {public.licence or NO_LICENCE}{_nc_note(public)}")
-    typer.echo(f"  from {', '.join(public.sources)}")
+    print_wrapped([f"{public.name}: {public.title}"])
+    print_wrapped(
+        [f"  licence: {public.licence or NO_LICENCE}{_nc_note(public)}", f"  from {', '.join(public.sources)}"]
+    )
     fetched = public_files.fetch_files(public.name, public.files, folder, replace=replace)
     typer.echo(f"  {len(fetched)} of {len(public.files)} files fetched" if fetched else "  all files were here")
     for file in public.files:
         if not file.repository and public_files.find_state(file, folder) == "missing":
-            typer.echo(f"  not fetched: {file.path} ({file.optional}). No public place of it is known. If you have")
-            typer.echo(f"  it, place it at {folder / file.path}, sha256 {file.sha256}")
+            missing = (
+                f"  not fetched: {file.path} ({file.optional}). No public place of it is known. If you have it, place"
+            )
+            print_wrapped([f"{missing} it at {folder / file.path}, sha256 {file.sha256}"])
 
 
 def _nc_note(public: PublicSet) -> str:
@@ -58,7 +62,7 @@ def _print_list(sets: Sequence[PublicSet], folder: Path | None) -> None:
         licence = (public.licence or NO_LICENCE) + (", NonCommercial" if public.noncommercial else "")
         size = f"{public.size / 1e6:.1f} MB" if public.size >= 1e5 else f"{public.size / 1e3:.0f} kB"
         typer.echo(f"{public.name:14}{_describe_state(public, folder):18}{size:>8}  {licence}")
-        typer.echo(f"  {public.title}\n  {', '.join(public.sources)}")
+        print_wrapped([f"  {public.title}", f"  {', '.join(public.sources)}"])
     typer.echo(f"\ndata folder: {folder or 'none; set POTSTILL_DATA, or add --to FOLDER'}")
     typer.echo("to fetch sets: potstill data NAME ...")
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from potstill import cut_thoughts
-from potstill.cli.tables import numbers_table, plain_text, print_warnings
+from potstill.cli.tables import numbers_table, plain_text, print_note, print_table, print_warnings
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import label_tables
 from potstill.records import BASE
@@ -37,11 +36,10 @@ def print_summary(run_dir: Path) -> None:
             _add_students(table, name, [(row, row.sets[name]) for row in students])
         if len(sets) > 1:
             _add_students(table, f"mean of {len(sets)} sets", [(row, row.groups[group]) for row in students])
-    console = Console()
-    console.print(table)
+    print_table(table)
     formats = dict.fromkeys((row.chosen.format, row.chosen.decoding) for row in data.comparisons)
     if others := [" ".join(pair) for pair in formats if pair != summary.main_format(data)]:
-        console.print(plain_text(f"also evaluated (see the page): {', '.join(others)}", "dim"))
+        print_note(f"also evaluated (see the page): {', '.join(others)}", "dim")
     for row in data.texts:
         change = f"{format_bits(row.difference.value, signed=True)}"
         if len(row.base.bytes) > 1:
@@ -49,16 +47,16 @@ def print_summary(run_dir: Path) -> None:
                 f" ({format_bits(row.difference.low, signed=True)} to {format_bits(row.difference.high, signed=True)})"
             )
         text = f"bits per byte of {row.base.name}: {format_bits(row.base.bits_per_byte)} before,"
-        console.print(plain_text(f"{text} {format_bits(row.chosen.bits_per_byte)} after, {change}"), soft_wrap=True)
+        print_note(f"{text} {format_bits(row.chosen.bits_per_byte)} after, {change}")
     for counted, _ in label_views.main_tables(data):
-        console.print(plain_text(label_views.baseline_sentence(counted)), soft_wrap=True)
+        print_note(label_views.baseline_sentence(counted))
     assert data.choice is not None, "the report comes after select"
     rule = sentences.describe_rule(data.choice)
-    console.print(plain_text(f"chosen: step {data.choice.checkpoint.label} ({rule})", "dim"), soft_wrap=True)
+    print_note(f"chosen: step {data.choice.checkpoint.label} ({rule})", "dim")
     note = "intervals are over the questions of one seed; they do not include the variation between seeds"
-    console.print(note, style="dim", soft_wrap=True)
+    print_note(note, "dim")
     print_warnings(cut_thoughts.read_warnings(run_dir))
-    console.print(plain_text(f"page: {run_dir / 'report' / 'index.html'}"), soft_wrap=True)
+    print_note(f"page: {run_dir / 'report' / 'index.html'}")
 
 
 def _add_students(table: Table, name: str, cells: Sequence[tuple[SummaryRow, ScoreCell]]) -> None:
@@ -94,15 +92,14 @@ def print_scores(run_dir: Path) -> None:
             macro = _format_accuracy(score.macro, score.macro_low, score.macro_high)
             table.add_row("    over tasks", "", *micro, "", "", "")
             table.add_row("    mean over tasks", "", *macro, "", "", "")
-    console = Console()
-    console.print(table)
+    print_table(table)
     print_warnings(cut_thoughts.read_warnings(run_dir))
     for labels in label_tables.read_tables(run_dir / "test", BASE):
-        console.print(plain_text(label_views.baseline_sentence(labels)), soft_wrap=True)
+        print_note(label_views.baseline_sentence(labels))
     for row in checkpoints.read_text_scores(run_dir / "test", BASE):
-        console.print(plain_text(f"bits per byte of {row.name}: {format_bits(row.bits_per_byte)}"), soft_wrap=True)
-    console.print(plain_text(f"answers: {run_dir / 'test' / '0'}"), soft_wrap=True)
-    console.print(plain_text(f"page: {run_dir / 'report' / 'index.html'}"), soft_wrap=True)
+        print_note(f"bits per byte of {row.name}: {format_bits(row.bits_per_byte)}")
+    print_note(f"answers: {run_dir / 'test' / '0'}")
+    print_note(f"page: {run_dir / 'report' / 'index.html'}")
 
 
 def _format_accuracy(value: float, low: float, high: float) -> tuple[str, str]:

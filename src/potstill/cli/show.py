@@ -27,7 +27,7 @@ from potstill import grading, models
 from potstill.alignment import rewrite, spans
 from potstill.alignment.exact_rules import encode_chain_text
 from potstill.alignment.target_store import TargetStore
-from potstill.cli.tables import plain_text
+from potstill.cli.tables import plain_text, print_table
 from potstill.data import run_questions
 from potstill.errors import UserError, escape_hidden
 from potstill.evaluation import checkpoint as checkpoints
@@ -77,12 +77,12 @@ def print_chain(run_dir: Path, key: str, *, as_json: bool = False) -> None:
         for line in interlinear_lines(written, target, tokenizer, console.width):
             console.print(line, no_wrap=True, crop=True)
         console.print(kind_legend(target), "")
-        console.print(candidate_table(written, target, tokenizer))
+        print_table(candidate_table(written, target, tokenizer))
     elif chain.candidates:
         table = _new_table("token", "probability", "other candidates")
         for step in range(len(chain.candidates)):
             table.add_row(*_teacher_cells(chain, step))
-        console.print(table)
+        print_table(table)
 
 
 def print_target(run_dir: Path, key: str, *, as_json: bool = False) -> None:
@@ -121,7 +121,7 @@ def print_target(run_dir: Path, key: str, *, as_json: bool = False) -> None:
             Text("  ".join(f"{_student_token(tokenizer, candidate)} {p:.3f}" for candidate, p in shares)),
             f"{target.tail(position):.3f}",
         )
-    Console().print(table)
+    print_table(table)
 
 
 def print_batch(run_dir: Path, step: int, *, as_json: bool = False) -> None:
@@ -153,7 +153,7 @@ def print_batch(run_dir: Path, step: int, *, as_json: bool = False) -> None:
         if row.format == examples.REPLAY_FORMAT:
             table.add_row(plain_text(row.question), row.format, f"weight {row.weight:.3f}", "")
     console = Console()
-    console.print(table)
+    print_table(table)
     for name, row in sorted(first.items()):
         console.print(Text(f"\n{name}", "bold"))
         console.print(plain_text(decode(row.prompt), "dim"))
@@ -184,7 +184,7 @@ def print_predictions(run_dir: Path, question: str, *, as_json: bool = False) ->
     if as_json:
         _print_json({"question": question, "answers": found})
         return
-    Console().print(table)
+    print_table(table)
 
 
 def _print_json(value: dict[str, Any]) -> None:

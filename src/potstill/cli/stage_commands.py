@@ -77,6 +77,28 @@ ShardOption = Annotated[
 ]
 
 
+def print_run_plan(recipe: Recipe, run_dir: Path, redo: str | None) -> None:
+    """Print the plan of a run. Raises UserError if the run would stop before it makes anything."""
+    from potstill.cli.tables import print_wrapped
+    from potstill.dry_run import plan_run
+
+    plan = plan_run(recipe, run_dir, redo)
+    print_wrapped(plan.text.split("\n"))
+    if plan.faults:
+        raise refuse_plan(recipe.name, [fault.code for fault in plan.faults])
+    if not plan.checked:
+        sys.exit(1)
+
+
+def refuse_plan(name: object, codes: Sequence[str], hint: str = "each problem above has its own hint") -> UserError:
+    """The error at the end of a plan with problems. codes: the codes of the problems that the plan lists"""
+    what = "a run would stop before it makes anything"
+    found = ", ".join(
+        f"{codes.count(code)} x {code}" if codes.count(code) > 1 else code for code in dict.fromkeys(codes)
+    )
+    return UserError(what, code="E-plan-problems", where=name, found=found, hint=hint)
+
+
 def confirm_removal(lost: str) -> bool:
     """Ask the user for confirmation. Without a terminal, and under a launcher, returns False."""
     from potstill import process

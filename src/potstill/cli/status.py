@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from potstill.cli.tables import numbers_table, plain_text, print_warnings
+from potstill.cli.tables import numbers_table, plain_text, print_note, print_table, print_warnings
 from potstill.run_reader import open_run
 from potstill.run_status import State, read_status
 from potstill.storage import ledger, manifest, parquet
@@ -36,18 +37,17 @@ def print_status(run_dir: Path, *, as_json: bool = False) -> None:
     )
     for stage in status.stages:
         table.add_row(stage.stage, Text(stage.state, COLOURS[stage.state]), plain_text(stage.text))
-    console = Console()
-    console.print(table)
+    print_table(table)
     if status.usage:
         limits = [f"{value:g} {name}" for name, value in status.budget.items() if value is not None]
         limit = f"; at most {' and '.join(limits)}" if limits else ""
-        console.print(plain_text(f"spent: {ledger.describe_usage(run_dir)}{limit}"), soft_wrap=True)
+        print_note(f"spent: {ledger.describe_usage(run_dir)}{limit}")
     for process in status.processes:
-        console.print(plain_text(f"working: {process}", "yellow"), soft_wrap=True)
+        print_note(f"working: {process}", "yellow")
     print_warnings(status.warnings)
     if status.resume is not None:
         verb = "when it has ended, continue with" if status.processes else "continue with"
-        console.print(plain_text(f"{verb}: {status.resume}"), soft_wrap=True)
+        Console().print(plain_text(f"{verb}: {status.resume}"), soft_wrap=True)  # one line, to be copied
 
 
 def print_overview(run_dir: Path, *, as_json: bool = False) -> None:
@@ -57,8 +57,10 @@ def print_overview(run_dir: Path, *, as_json: bool = False) -> None:
         _print_sources(run_dir)
     first = None if as_json else next(parquet.read_stored_chains(run_dir / "sample"), None)
     if first is not None:
-        key = f"{first.question}#{first.index}"
-        Console().print(plain_text(f"\nRecords: potstill show {run_dir} --chain {key}, --target {key}, --batch 1"))
+        key = shlex.quote(f"{first.question}#{first.index}")
+        print("\nrecords:")
+        for record in (f"--chain {key}", f"--target {key}", "--batch 1"):
+            Console().print(plain_text(f"  potstill show {shlex.quote(str(run_dir))} {record}"), soft_wrap=True)
 
 
 def _print_sources(run_dir: Path) -> None:
@@ -77,6 +79,5 @@ def _print_sources(run_dir: Path) -> None:
         right, kept = source.grades.get("right", 0), source.kept
         numbers = (source.chains, right, kept, source.covered, source.covered_alone, source.tokens or "")
         table.add_row(plain_text(source.name), *map(str, numbers), money)
-    console = Console()
-    console.print(table)
-    console.print(plain_text("covers: questions with a right chain; alone: those that no other source covers", "dim"))
+    print_table(table)
+    print_note("covers: questions with a right chain; alone: those that no other source covers", "dim")

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from potstill.cli.shards import parse_shard
-from potstill.cli.stage_commands import RecipeChanges
+from potstill.cli.stage_commands import RecipeChanges, refuse_plan
 from potstill.errors import UserError
 
 if TYPE_CHECKING:
-    from potstill.study import RunResult, Study
+    from potstill.study import RunResult, Study, StudyProblem
 
 
 def add_study_command(app: typer.Typer) -> None:
@@ -52,6 +52,9 @@ def _study(
         bool,
         typer.Option("--redo-outdated", help="Make stages again whose recipe has changed; paid chains are kept."),
     ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Make the other runs, even if some are known to be impossible.")
+    ] = False,
 ) -> None:
     """Make all runs of a grid of changes, or resume them.
 
@@ -59,18 +62,22 @@ def _study(
     that of a run is runs/NAME/RUN.
     """
     from potstill import study
+    from potstill.cli.tables import print_wrapped
+    from potstill.study.plan import describe_problems, describe_study
 
     part = parse_shard(shard, os.environ if shard else {})
     plan = study.open_study(path, changes or (), quick=quick)
-    if dry_run:
-        from potstill.study.plan import describe_study
-
-        for line in describe_study(plan):
-            typer.echo(line)
-        return
     if run:
         study.make_run(plan, plan.find(run), redo_outdated=redo_outdated)
         return
+    problems = study.find_problems(plan, redo_outdated=redo_outdated)
+    if dry_run:
+        print_wrapped(describe_study(plan, problems))
+        _refuse_problems(plan, problems)
+        return
+    if not keep_going and any(not problem.later for problem in problems):
+        print_wrapped(describe_problems(plan, problems))
+        _refuse_problems(plan, problems)
     command = [sys.executable, "-m", "potstill", "study", str(path)]
     for change in changes or ():
         command += ["--set", change]
@@ -85,22 +92,30 @@ def _study(
     _refuse_failures(path, results)
 
 
+def _refuse_problems(study: Study, problems: Sequence[StudyProblem]) -> None:
+    """Raise UserError if runs of a study would stop before they make anything."""
+    if codes := [problem.fault.code for problem in problems if not problem.later]:
+        hint = "each problem above has its own hint; --keep-going makes the runs that have none"
+        raise refuse_plan(study.path, codes, hint)
+
+
 def _print_results(study: Study) -> None:
     """Print the table of every experiment, and write the tables and the page."""
     from potstill.cli.compare_groups import print_tables
+    from potstill.cli.tables import print_note
     from potstill.study import find_finished, read_tables, remove_stale_files, write_page, write_table
 
     written, finished = [], find_finished(study)
     for table in read_tables(study, finished):
-        typer.echo(f"\n{table.experiment.name}: {table.experiment.title or study.title}".rstrip(": "))
+        print_note(f"\n{table.experiment.name}: {table.experiment.title or study.title}".rstrip(": "))
         if table.fault:
-            typer.echo(f"no table: {table.fault}")
+            print_note(f"no table: {table.fault}")
             continue
         print_tables(table.groups, table.scores, "test")
         if table.missing:
-            typer.echo(f"not in the table, because they are not finished: {', '.join(table.missing)}")
+            print_note(f"not in the table, because they are not finished: {', '.join(table.missing)}")
         paths = write_table(study, table)
-        typer.echo(f"tables: {', '.join(map(str, paths))}")
+        print_note(f"tables: {', '.join(map(str, paths))}")
         written += paths
     page, *figures = write_page(study, finished)
     remove_stale_files(study, {*written, *figures})

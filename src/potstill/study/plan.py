@@ -1,6 +1,6 @@
 """The plan of a study: how often each stage is made, what the teachers are asked, and how long the rest takes.
 
-    print("\n".join(describe_study(study)))      # what `potstill study STUDY --dry-run` prints
+    print("\n".join(describe_study(study, find_problems(study))))   # what `potstill study STUDY --dry-run` prints
 
 Estimates are those of `potstill run --dry-run`, for the runs that are not finished. A stage that several runs share counts
 once. Runs that differ only in seeds have the same estimate, which is made once.
@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from potstill import demo, models, preflight, progress, run_cost, runner, teachers
+from potstill import demo, models, progress, run_cost, runner, teachers
 from potstill.data import assemble
 from potstill.dry_run import format_duration
 from potstill.errors import UserError
@@ -22,10 +21,9 @@ from potstill.recipe import Recipe
 from potstill.stages import recipe_stages
 from potstill.storage import ledger
 from potstill.study.grid import DEMO, Study, StudyRun
+from potstill.study.problems import SEEDS, StudyProblem
 from potstill.study.processes import is_finished
 from potstill.study.shared_stages import count_shared, find_maker, has_made, stage_keys
-
-SEEDS: Final = {"seed": True, "teacher": {"seed"}, "train": {"seed"}, "evaluate": {"seed"}, "name": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,11 @@ class RunEstimate:
     problem: str = ""
 
 
-def describe_study(study: Study) -> Iterator[str]:
-    """The plan as lines of text. Nothing is written, except the demo's data if the base recipe is the demo."""
+def describe_study(study: Study, problems: Sequence[StudyProblem]) -> Iterator[str]:
+    """The plan as lines of text, with the problems of its runs.
+
+    Nothing is written, except the demo's data if the base recipe is the demo.
+    """
     if study.recipe == DEMO:
         demo.copy_data_once()
     writes = f"only the demo's data, into {demo.DATA_FOLDER}" if study.recipe == DEMO else "nothing"
@@ -56,21 +57,19 @@ def describe_study(study: Study) -> Iterator[str]:
     stages = Counter(name for run in study.runs for name in recipe_stages(run.recipe))
     for name, made in count_shared(study).items():
         yield f"  {name:<10} {'once' if made == 1 else f'{made} times'} for {stages[name]} runs"
-    yield from _describe_problems(left)
+    yield from describe_problems(study, problems)
     yield from _describe_rest(study, left)
 
 
-def _describe_problems(left: Sequence[StudyRun]) -> Iterator[str]:
-    """What would stop runs that are left, once for each problem: a line with its number of runs, and its message."""
-    found: dict[str, list[str]] = {}
-    for run in left:
-        for problem in preflight.find_problems(run.recipe, recipe_stages(run.recipe), run.run_dir, weights=False):
-            found.setdefault(f"at {problem.stage}: {problem.fault}", []).append(run.name)
-    for problem, names in found.items():
-        first, *rest = problem.split("\n")
+def describe_problems(study: Study, problems: Sequence[StudyProblem]) -> Iterator[str]:
+    """Each problem: a line with its number of runs, and its message."""
+    for problem in problems:
+        names = problem.runs
+        some = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        first, *rest = str(problem.fault).split("\n")
         yield ""
-        yield f"problem    {len(names)} of {len(left)} runs: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        yield f"  {first}"
+        yield f"{'later' if problem.later else 'problem':<11}{len(names)} of {len(study.runs)} runs: {some}"
+        yield f"  at {problem.stage}: {first}"
         yield from (f"  {line}" for line in rest)
 
 
