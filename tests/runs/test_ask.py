@@ -26,6 +26,7 @@ from potstill.errors import UserError
 from potstill.evaluation import query, query_settings
 from potstill.evaluation.query import AskedQuestion
 from potstill.run_reader import open_run
+from potstill.storage.dataset_files import read_dataset_rows
 
 TRAINED = ("train.steps=60", "train.checkpoint_every=60", "evaluate.max_tokens=20", "train.learning_rate=2e-2")
 DECODINGS = "evaluate.test_decodings=[greedy+calculator, vote-3, best-2]"
@@ -129,7 +130,7 @@ def test_what_a_person_reads(run_dir: Path, ask: Ask, tmp_path: Path, monkeypatc
     assert printed.count("Question: ") == printed.count("Answer: ") == 2
     monkeypatch.setattr(sys, "stdin", io.StringIO(f'{ONE}\n{{"question": {json.dumps(ONE)}, "id": 7}}\n'))
     rows = ask(run_dir, as_json=True)
-    assert [row["text"] for row in rows] == [row["text"]] * 2 and rows[1]["id"] == "7"
+    assert [row["text"] for row in rows] == [row["text"]] * 2 and rows[1]["id"] == 7
 
 
 def test_a_person_types_questions_until_an_empty_line(
@@ -152,6 +153,34 @@ def test_a_file_may_have_other_columns(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             list(command.read_file(path, columns))
         assert caught.value.code == code and caught.value.found == "ticket, body, team"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_answers_keep_the_columns_of_their_table(run_dir: Path, ask: Ask, tmp_path: Path, suffix: str) -> None:
+    """Also columns with the names of an answer's fields, and ids that are not unique; `potstill grade` reads the file."""
+    table, out = tmp_path / "tickets.csv", tmp_path / f"answers{suffix}"
+    rows = [
+        {"id": n // 2, "body": f"What do {n} and 1 make?", "sum": n + 1, "stop": "Rome", "truncated": "x;y"}
+        for n in range(6)
+    ]
+    text = ";".join(rows[0]) + "\n" + "\n".join(";".join(f'"{value}"' for value in row.values()) for row in rows)
+    table.write_text(text, "utf-8")
+    options = {"file": table, "columns": {"question": "body", "gold": "sum"}}
+    assert ask(run_dir, out=out, **options) == ""
+    read = [row for _, _, row in read_dataset_rows(out)]
+    for row, given in zip(read, rows, strict=True):
+        kept = {"id": row["id"], "body": row["body"], "sum": row["sum"], "stop": row["input_stop"]}
+        assert kept | {"truncated": row["input_truncated"]} == {name: str(value) for name, value in given.items()}
+        assert row["task"] == "number" and row["gold"] == str(given["sum"]) and row["stop"] in ("end", "length", "cut")
+    printed = ask(run_dir, as_json=True, **options)
+    assert [row["text"] for row in printed] == [row["text"] for row in read]
+    graded = grade_rows.grade_file(out)
+    assert graded.total.n == 6 and [row["found"] for row in graded.rows] == [row["found"] or None for row in read]
+    with user_error("E-ask-repeated-id"):  # samples depend on the id
+        ask(run_dir, vote=2, **options)
+    for wrong in (table, tmp_path / "answers.xlsx"):
+        with user_error("E-cli-ask-out"):
+            ask(run_dir, out=wrong, **options)
 
 
 def test_a_decoding_that_was_not_measured_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str], ask: Ask) -> None:
@@ -213,9 +242,6 @@ def test_wrong_questions_and_settings_are_one_message(run_dir: Path, chat_run: P
         (tmp_path / "rows.jsonl").write_text(row + "\n")
         with user_error("E-cli-ask-row", where="rows.jsonl"):
             ask(run_dir, file=tmp_path / "rows.jsonl")
-    (tmp_path / "rows.jsonl").write_text('{"id": 1, "question": "x"}\n{"id": 1, "question": "y"}\n')
-    with user_error("E-ask-repeated-id"):
-        ask(run_dir, file=tmp_path / "rows.jsonl")
     with user_error("E-cli-ask-row", where="line 1"):
         list(command.read_lines(['{"question": "torn']))
 

@@ -6,7 +6,6 @@ Exit codes: 0 success; 1 an error in potstill (traceback); 2 an error that the u
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -18,7 +17,8 @@ import typer
 
 import potstill
 from potstill import progress
-from potstill.cli import init, push_commands, stage_commands, study
+from potstill.cli import answer_commands, init, push_commands, stage_commands, study
+from potstill.cli.stage_commands import PrintsJson
 from potstill.errors import UserError
 
 app = typer.Typer(
@@ -35,8 +35,6 @@ app = typer.Typer(
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Directory of a run, such as runs/demo.", show_default=False)
 ]
-
-PrintsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 class ExportFormat(StrEnum):
@@ -216,84 +214,7 @@ def show_command(
         status.print_overview(run_dir, as_json=as_json)
 
 
-@app.command("ask", epilog='Example: potstill ask runs/demo "Ann has 3 apples and buys 4 more. How many has she?"')
-def ask_command(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A run, a student's folder, or a name as in `student.model`.", show_default=False
-        ),
-    ],
-    question: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(
-            metavar="QUESTION",
-            help="The question; without it, questions are read from standard input, one per line.",
-            show_default=False,
-        ),
-    ] = None,
-    file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="FILE",
-            help="Questions: a text file with one per line, or JSONL, JSON, CSV or Parquet with the column `question`.",
-            show_default=False,
-        ),
-    ] = None,
-    column: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="COLUMN", help="Column of the questions in FILE.", show_default="question"),
-    ] = None,
-    gold: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="COLUMN", help="Column of the right answers in FILE, for --json.", show_default="gold"),
-    ] = None,
-    format: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="NAME",
-            help="Prompt format, such as zero-shot-rationale; by default, the format that selected the student.",
-            show_default=False,
-        ),
-    ] = None,
-    task: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="Task of the questions, such as bbh/navigate, if the student has several.", show_default=False
-        ),
-    ] = None,
-    calculator: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option(
-            "--calculator/--no-calculator",
-            help="Whether a calculator writes results; by default, as in the evaluation.",
-            show_default=False,
-        ),
-    ] = None,
-    vote: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            metavar="N", min=0, max=9999, help="The most frequent of N sampled answers; 0: greedy.", show_default=False
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON row per question, for `potstill grade`.")
-    ] = False,
-) -> None:
-    """Ask a trained student, with the prompt of its evaluation."""
-    from potstill.cli import ask
-
-    ask.ask(
-        target,
-        question,
-        file=file,
-        columns={"question": column or "", "gold": gold or ""},
-        format=format,
-        task=task,
-        calculator=calculator,
-        vote=vote,
-        as_json=as_json,
-    )
+answer_commands.add_ask_command(app)
 
 
 @app.command("export", epilog="Example: potstill export runs/demo --as gguf --to exported")
@@ -365,27 +286,7 @@ def export_command(
 push_commands.add_push_commands(app)
 
 
-@app.command("grade", epilog="Example: potstill grade answers.jsonl --out graded.jsonl --task gsm8k")
-def grade_command(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Rows with `text` and `gold`, optionally `task` and `stop`.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="GRADED.jsonl", help="Output file.", show_default=False)],
-    task: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Task of rows without a task: gsm8k, bbh/navigate, number, choice, ...", show_default=False),
-    ] = None,
-    as_json: PrintsJson = False,
-) -> None:
-    """Grade answers in a file: adds `verdict` and `found` to each row.
-
-    The file may be JSONL, JSON, CSV or Parquet, or samples that lm-evaluation-harness logged. Rows keep their order.
-    """
-    from potstill.cli import grade_rows
-
-    counts = grade_rows.grade_file(path, out, task)
-    if as_json:
-        typer.echo(json.dumps(counts, ensure_ascii=False))
+answer_commands.add_grade_command(app)
 
 
 @app.command("compare", epilog="Example: potstill compare runs/a runs/b@500")

@@ -4,23 +4,28 @@
 ['What is 1 + 1?', 'What is 2 + 2?']
 
 A row of a file is a question of a data set (`question`, optionally `id`, `task` and `gold` or `answer`), or a record of a
-run's folder `collect`, whose question is in `text`. `potstill grade` reads the output of `--json`.
+run's folder `collect`, whose question is in `text`. `potstill grade` reads the output of `--json` and of `--out`, which keep
+all columns of the file.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from potstill import models, progress
+from potstill import models, progress, storage
+from potstill.cli.grade_rows import STOP_FIELDS
 from potstill.errors import UserError, escape_hidden
-from potstill.evaluation import query, query_settings
+from potstill.evaluation import decoding, query, query_settings
 from potstill.evaluation.query import Answer, AskedQuestion
 from potstill.evaluation.query_settings import SETTINGS_FILE, QuerySettings
 from potstill.models import Student
@@ -31,17 +36,26 @@ from potstill.storage import dataset_files
 
 CHUNK: Final = 64  # number of questions of a file that are answered together, before their answers are printed
 TEXT_SUFFIXES: Final = ("", ".txt", ".md")
+OUT_SUFFIXES: Final = (".jsonl", ".csv")
+# Fields of an answer, and fields that `potstill grade` reads; a column of the file with such a name gets a prefix.
+ANSWER_FIELDS: Final = ("text", "rationale", "found", "stop", "votes", "verdict")
+READ_FIELDS: Final = (*STOP_FIELDS, "truncated", "id", "question", "task", "gold")
 PROMPT: Final = "question> "
 
 
 @dataclass(frozen=True, slots=True)
 class AskedRow:
-    """A question as read from a file. gold: its right answer, which is only copied to the output."""
+    """A question as read from a file.
+
+    gold     its right answer, which is only copied to the output
+    columns  all columns of its row, which are copied, too
+    """
 
     question: str
     id: str | None = None
     task: str | None = None
     gold: Any = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def ask(
@@ -55,31 +69,45 @@ def ask(
     calculator: bool | None,
     vote: int | None,
     as_json: bool,
+    out: Path | None = None,
 ) -> None:
     """Answer a question, or the questions of a file, of standard input or of a terminal, and print the answers.
 
     target   a run, a student's folder, a checkpoint of a run with LoRA, or another name of a model (see
              `models.locate_model`)
     columns  `question` and `gold` -> the column of the file, if it has another name
+    task     the task of all questions; None: that of their rows, or else the default of the student
+    out      file for the answers, JSONL or CSV by its name; then they are printed only as JSON
 
     Raises UserError as `query.answer_questions` and `models.open_student` do, and if the format is missing for a folder
     that potstill did not make.
     """
+    if out is not None:
+        _check_out(out, file)
     if question is not None and file is not None:
         what, hint = "both a question and a file are given", "give only a question or only a file"
         raise UserError(what, code="E-cli-ask-question", where="--file", found=file, hint=hint)
     rows = [AskedRow(question)] if question is not None else None if file is None else list(read_file(file, columns))
     student, settings = open_target(target, format)
-    decoding = query.with_decoding(settings, calculator=calculator, vote=vote)
-    if settings.decodings and decoding not in settings.decodings:
+    chosen = query.with_decoding(settings, calculator=calculator, vote=vote)
+    if settings.decodings and chosen not in settings.decodings:
         measured = ", ".join(settings.decodings)
-        progress.print_line(f"{decoding} was not evaluated for this student; evaluated decodings: {measured}", "yellow")
+        progress.print_line(f"{chosen} was not evaluated for this student; evaluated decodings: {measured}", "yellow")
+    sampled = decoding.parse_decoding(chosen).spec.sampled  # only then does an answer depend on the id
+
+    def task_of(row: AskedRow) -> str:
+        return task or row.task or settings.task
 
     def answer(rows: list[AskedRow]) -> list[Answer]:
-        asked = [AskedQuestion(row.question, row.task or task, row.id) for row in rows]
-        return query.answer_questions(student, settings, asked, format=format, decoding_name=decoding)
+        asked = [AskedQuestion(row.question, task_of(row), row.id if sampled else None) for row in rows]
+        return query.answer_questions(student, settings, asked, format=format, decoding_name=chosen)
 
-    show = print_json if as_json else print_answer
+    def show(row: AskedRow, answer: Answer) -> None:
+        if as_json:
+            print(json.dumps(answer_row(row, answer, task_of(row)), ensure_ascii=False), flush=True)
+        elif out is None:
+            print_answer(row, answer)
+
     if rows is None and sys.stdin.isatty():
         for line in _type_questions():
             try:
@@ -87,15 +115,33 @@ def ask(
             except UserError as error:  # the next question may have no error
                 print(error, file=sys.stderr)
         return
-    several = question is None
+    titled, written = question is None and not as_json and out is None, list[dict[str, Any]]()
     waiting = read_lines(sys.stdin) if rows is None else iter(rows)
-    while chunk := list(itertools.islice(waiting, CHUNK)):
-        for row, given in zip(chunk, answer(chunk), strict=True):
-            if several and not as_json:
-                print(f"Question: {escape_hidden(row.question)}")
-            show(row, given)
-            if several and not as_json:
-                print()
+    quiet = rows is None or question is not None or (out is None and sys.stdout.isatty())
+    with nullcontext() if quiet or rows is None else progress.bar("ask", len(rows), "questions") as advance:
+        while chunk := list(itertools.islice(waiting, CHUNK)):
+            for row, given in zip(chunk, answer(chunk), strict=True):
+                if titled:
+                    print(f"Question: {escape_hidden(row.question)}")
+                show(row, given)
+                if titled:
+                    print()
+                written += [answer_row(row, given, task_of(row))] if out is not None else []
+            if advance is not None:
+                advance(len(chunk))
+    if out is not None:
+        write_answers(out, written)
+        progress.print_line(f"{len(written)} answers: {out}", "green")
+
+
+def _check_out(out: Path, file: Path | None) -> None:
+    """Raise UserError for an output file of another format, or if it is the file with the questions."""
+    if out.suffix not in OUT_SUFFIXES:
+        what, hint = "not a format for answers", f"name a file that ends in {' or '.join(OUT_SUFFIXES)}"
+        raise UserError(what, code="E-cli-ask-out", where="--out", found=out, hint=hint)
+    if file is not None and out.resolve() == file.resolve():
+        what, hint = "the file with the questions would be replaced", "name another file"
+        raise UserError(what, code="E-cli-ask-out", where="--out", found=out, hint=hint)
 
 
 def open_target(target: str, format: str | None) -> tuple[Student, QuerySettings]:
@@ -177,7 +223,7 @@ def _parse_row(row: Mapping[str, Any], where: str, columns: Mapping[str, str] = 
         what = "the row has no question"
         hint = 'name the column of the questions: --column NAME; or write {"question": "..."}, optionally with id, task, gold'
         raise UserError(what, code="E-cli-ask-row", where=where, found=_names(row), hint=hint)
-    return AskedRow(text, None if given_id is None else str(given_id), task, gold)
+    return AskedRow(text, None if given_id is None else str(given_id), task, gold, row)
 
 
 def _names(row: Mapping[str, Any]) -> str:
@@ -209,8 +255,39 @@ def print_answer(row: AskedRow, answer: Answer) -> None:
     )
 
 
-def print_json(row: AskedRow, answer: Answer) -> None:
-    given = {"id": row.id, "question": row.question, "task": row.task, "gold": row.gold}
+def answer_row(row: AskedRow, answer: Answer, task: str) -> dict[str, Any]:
+    """A row of the output: the question, all other columns of its row, and the answer. task: the task that was used
+
+    >>> asked = AskedRow("2 + 2?", columns={"question": "2 + 2?", "stop": "Rome", "team": 7})
+    >>> answer_row(asked, Answer("The answer is 4", "", "4", "end", {}), "number")  # doctest: +NORMALIZE_WHITESPACE
+    {'question': '2 + 2?', 'task': 'number', 'input_stop': 'Rome', 'team': 7,
+     'text': 'The answer is 4', 'rationale': '', 'found': '4', 'stop': 'end'}
+    """
+    given = {"id": row.columns.get("id", row.id), "question": row.question, "task": task or None, "gold": row.gold}
+    given = {name: value for name, value in given.items() if value is not None}
     made = {"text": answer.text, "rationale": answer.rationale, "found": answer.answer, "stop": answer.stop}
-    shown = {name: value for name, value in given.items() if value is not None} | made
-    print(json.dumps(shown | ({"votes": dict(answer.votes)} if answer.votes else {}), ensure_ascii=False), flush=True)
+    kept = dict[str, Any]()
+    for name, value in row.columns.items():
+        is_there = name in given and given[name] == value
+        is_question = name in ANSWER_FIELDS and value == row.question
+        if not is_there and not is_question:
+            kept[f"input_{name}" if name in (*ANSWER_FIELDS, *READ_FIELDS) else name] = value
+    return given | kept | made | ({"votes": dict(answer.votes)} if answer.votes else {})
+
+
+def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as JSONL or CSV, by the name of the file. In CSV, a value that is no text or number is JSON."""
+    if path.suffix == ".jsonl":
+        storage.write_jsonl(path, rows)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    for row in rows:
+        cells = {name: "" if value is None else value for name, value in row.items()}
+        plain = {
+            name: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+            for name, value in cells.items()
+        }
+        writer.writerow(plain)
+    storage.write_file(path, text.getvalue().encode())

@@ -8,6 +8,8 @@ A row has `text` and `gold`, and optionally `task` and a stop reason in one of t
 text, a number, true or false, or a whole solution, as in a custom set (`data.custom_set`). A sample that
 lm-evaluation-harness logged is converted to such a row, without a stop reason. Its task comes from `--task`, or from the
 document if `potstill export` wrote it. If a document has several responses, the first is graded.
+
+The counts are over all rows, and over the rows of each set: of each value of the field `set`, or else of `task`.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from potstill import grading, progress, storage
+from potstill.cli.tables import numbers_table, plain_text, print_table
 from potstill.data import custom_set
 from potstill.errors import UserError
+from potstill.evaluation import intervals
 from potstill.records import StopReason, Verdict
+from potstill.report.summary import percent_number
 from potstill.storage import dataset_files
 
 Row = dict[str, Any]
@@ -30,33 +36,101 @@ STOP_FIELDS: Final = ("stop", "finish_reason", "stop_reason", "finishReason", "d
 STOP_WORDS: Final[dict[str, StopReason]] = {"end": "end", "cut": "cut", "length": "length", "repeat": "repeat"}
 
 
-def grade_file(path: Path, out: Path, task: str | None = None) -> dict[str, Any]:
-    """Read rows with `text`, `gold`, optional `task` and `stop`, and write them to `out` with `verdict` and `found`.
+@dataclass(frozen=True, slots=True)
+class SetCounts:
+    """The verdicts on the rows of a set; the share of right rows has a 95 % interval (Wilson). set: "" for all rows"""
 
-    task  the task of rows without a task; unlike a task in a row, it may name a function
+    set: str
+    n: int
+    right: int
+    wrong: int
+    no_answer: int
+    truncated: int
 
-    Returns the number of rows (`rows`), the number of rows with each verdict (`verdicts`) and the output file (`out`).
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right rows; None without a row."""
+        return self.right / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return intervals.wilson_interval(self.right, self.n)
+
+    def to_json(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {**asdict(self), "accuracy": self.accuracy, "low": low, "high": high}
+
+
+@dataclass(frozen=True, slots=True)
+class GradedFile:
+    """rows: the rows with `verdict` and `found`; total: the counts of all rows; sets: of each set, if there are several"""
+
+    rows: list[Row]
+    total: SetCounts
+    sets: list[SetCounts]
+
+    def to_json(self) -> dict[str, Any]:
+        verdicts = dict(Counter(row["verdict"] for row in self.rows))
+        total = {name: value for name, value in self.total.to_json().items() if name != "set"}
+        return {"rows": len(self.rows), "verdicts": verdicts, **total, "sets": [one.to_json() for one in self.sets]}
+
+
+def grade_file(
+    path: Path, out: Path | None = None, task: str | None = None, columns: Mapping[str, str] | None = None
+) -> GradedFile:
+    """Grade rows with `text`, `gold`, optional `task` and `stop`; each gets `verdict` and `found`.
+
+    out      output file for these rows; None: no file
+    task     the task of rows without a task; unlike a task in a row, it may name a function
+    columns  `text` and `gold` -> the field, if it has another name
+
     Raises UserError, with the line, for a row without text or gold, or with an unknown stop reason. Nothing is written
     then.
     """
     if task is not None:
         grading.check_task(task)
     rows, filters = _merge_filters(list(_read_rows(path)))
-    graded = []
+    graded = list[Row]()
     with progress.bar("grade", len(rows), "rows") as advance:
         for where, row in rows:
-            graded.append(_grade_row(where, row, task))
+            graded.append(_grade_row(where, row, task, columns or {}))
             advance()
-    storage.write_jsonl(out, graded)
+    if out is not None:
+        storage.write_jsonl(out, graded)
     if len(filters) > 1:
         progress.print_line(
             f"the file contains every document {len(filters)} times, once per filter ({', '.join(filters)}), with the same"
             " responses; each document is graded once, by its whole response"
         )
-    verdicts = [row["verdict"] for row in graded]
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)) or "nothing"
-    progress.print_line(f"{len(graded)} rows: {counts}")
-    return {"rows": len(graded), "verdicts": dict(Counter(verdicts)), "out": str(out)}
+    by_set: dict[str, list[Row]] = {}
+    for row in graded:
+        by_set.setdefault(_set_name(row), []).append(row)
+    sets = [_count(name or "(none)", part) for name, part in by_set.items()] if len(by_set) > 1 else []
+    return GradedFile(graded, _count("", graded), sets)
+
+
+def print_counts(graded: GradedFile, path: Path) -> None:
+    """Print the accuracy of all rows, and of each set, in percent with its interval."""
+    columns = ("set", "n", "right", "95 % interval", "wrong", "no answer", "truncated")
+    table = numbers_table(*columns, title=f"{path.name}: graded answers, in percent")
+    for one in (*graded.sets, graded.total):
+        shares = [percent_number(count / one.n) for count in (one.wrong, one.no_answer, one.truncated)] if one.n else []
+        right = percent_number(one.right / one.n) if one.n else ""
+        low, high = map(percent_number, one.interval)
+        table.add_row(plain_text(one.set or "all"), str(one.n), right, f"{low} to {high}", *shares)
+    print_table(table)
+
+
+def _set_name(row: Row) -> str:
+    """The set or the task of a row; of a logged sample, the task of its document."""
+    document = row.get("doc")
+    task = document.get("potstill_task") if _is_logged_sample(row) and isinstance(document, dict) else None
+    return str(row.get("set") or row.get("task") or task or "")
+
+
+def _count(name: str, rows: Sequence[Row]) -> SetCounts:
+    verdicts = Counter(row["verdict"] for row in rows)
+    return SetCounts(name, len(rows), *(verdicts[verdict] for verdict in ("right", "wrong", "no answer", "truncated")))
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -77,8 +151,13 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield f"{path} {position}", row
 
 
-def _grade_row(where: str, row: Row, task: str | None) -> Row:
+def _grade_row(where: str, row: Row, task: str | None, columns: Mapping[str, str]) -> Row:
     answer = _sample_to_row(row, where) if _is_logged_sample(row) else row
+    for name, column in columns.items():
+        if column not in row:
+            what, hint = f"the row has no field {column}", f"name the field of the row: --{name} NAME"
+            raise UserError(what, code="E-grade-field", where=where, found=f"the fields {', '.join(row)}", hint=hint)
+        answer = {**answer, name: row[column]}
     text, gold, row_task = answer.get("text"), answer.get("gold"), answer.get("task")
 
     def row_error(what: str, code: str, field: str, hint: str) -> UserError:
@@ -88,9 +167,9 @@ def _grade_row(where: str, row: Row, task: str | None) -> Row:
         return UserError(what, code=code, where=where, found=found, hint=hint)
 
     if not isinstance(text, str):
-        raise row_error("text must be a string", "E-grade-text", "text", 'write {"text": "..."}')
+        raise row_error("text must be a string", "E-grade-text", "text", 'write {"text": "..."}, or add --text FIELD')
     if gold is None:
-        raise row_error("gold must be an answer", "E-grade-gold", "gold", 'write {"gold": "..."}')
+        raise row_error("gold must be an answer", "E-grade-gold", "gold", 'write {"gold": "..."}, or add --gold FIELD')
     if row_task is not None and not isinstance(row_task, str):
         raise row_error("task must be a string", "E-grade-task", "task", "correct or remove `task`")
     if row_task and grading.parse_function_name(row_task) is not None and not grading.is_task_of_set(row_task):

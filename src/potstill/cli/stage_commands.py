@@ -53,6 +53,7 @@ RecipeChanges = Annotated[
         autocompletion=_complete_key,
     ),
 ]
+PrintsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 RedoneStage = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
