@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import potstill
 from potstill import dry_run, runner
@@ -16,6 +20,7 @@ from potstill.cli import init
 from potstill.data import assemble
 from potstill.errors import UserError
 from potstill.recipe import load_recipe
+from potstill.recipe.fields import NAME_PATTERN, write_name
 from potstill.run_reader import open_run
 
 STUDENT = str(Path(potstill.__file__).parent / "demo" / "models" / "student")
@@ -60,6 +65,9 @@ def test_tickets_become_a_recipe_that_runs_to_the_end(here: Path, capsys: pytest
     path = write()
     shown = capsys.readouterr().out
     assert shown.count("--- question ") == 5 and "Q: Page " in shown and "The answer is bug" in shown
+    lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in shown.splitlines() if line[:1].strip()}
+    assert lines["columns"] == "question: text, answer: department, id: id" and "not" not in lines
+    assert lines["answers"] == "3 labels: billing (20), bug (20), account (20)"
     recipe = load_recipe(path, SMALL)
     assert recipe.sets["tickets"].labels == ["account", "billing", "bug"]
     assert "problems          none found" in dry_run.describe_run(load_recipe(path))
@@ -122,3 +130,28 @@ def test_what_is_refused_writes_nothing(here: Path, files: list[str], options: d
         write(**options)
     assert fault.value.code == code
     assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("Täglich", "Taglich"), ("Straße", "Strasse"), ("Ångström data", "Angstrom-data"), ("Łódź", "Lodz"),
+        ("smørrebrød", "smorrebrod"), ("вопросы", "mine"), ("質問", "mine"), ("أسئلة", "mine"), ("问题-7", "7"),
+        ("ερωτήσεις v2", "v2"),
+        ("2024", "2024"), ("no", "no"), ("ﬁle①", "file1"), ("_x_", "x"), ("e\u0301te\u0301", "ete"), ("q" * 180, "q" * 100),
+    ],
+)  # fmt: skip
+def test_a_file_of_any_alphabet_has_a_name(here: Path, stem: str, name: str) -> None:
+    write_tickets(here / f"{stem}.csv")
+    path = write()
+    recipe = load_recipe(path)
+    assert (path.name, recipe.name, list(recipe.sets)) == (f"{name}.yaml", name, [name])
+
+
+@given(st.text(max_size=300))
+def test_every_text_has_a_name_that_the_rule_allows(text: str) -> None:
+    name = write_name(text, "mine")
+    assert re.fullmatch(NAME_PATTERN, name) and write_name(name, "mine") == name
+    assert write_name(unicodedata.normalize("NFD", text), "mine") == write_name(
+        unicodedata.normalize("NFC", text), "mine"
+    )

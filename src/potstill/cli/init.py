@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def write_recipe(
     from potstill import data, storage
     from potstill.data import assemble, propose, set_files
     from potstill.recipe import parse_recipe
+    from potstill.recipe.fields import write_name
 
     path = file if file is not None else _find_file(folder, asks)
     rows = [row for _, _, row in set_files.read_rows(path)]
@@ -102,7 +104,7 @@ def write_recipe(
     proposal = propose.propose(rows, chosen, task or None)
     if asks:
         proposal, teacher, student = _ask(rows, proposal, chosen, task, teacher, student)
-    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", path.name.split(".")[0]).strip("-._") or "mine"
+    name = name or write_name(path.name.split(".")[0], "mine")
     name = f"my-{name}" if name in data.SETS else name
     questions = data.load_set(
         name, file=path, fields=proposal.columns, labels=proposal.labels, task=proposal.task, validation=0.25, test=0.25
@@ -114,9 +116,9 @@ def write_recipe(
     text = render_recipe(_Plan(name, path, recipe_path, proposal, questions, teacher, url, student))
     recipe = parse_recipe(text, str(recipe_path))
     sets = assemble.assemble_questions(recipe).questions[name]
-    for note in proposal.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(", ".join(f"{len(sets[split])} {split}" for split in ("train", "validation", "test")) + " questions")
+    _print_proposal(proposal, questions, list(dict.fromkeys(name for row in rows for name in row)))
+    counts = ", ".join(f"{len(sets[split])} {split}" for split in ("train", "validation", "test"))
+    typer.echo(f"questions   {counts}")
     _print_questions(recipe, sets["train"])
     storage.write_file(recipe_path, text.encode("utf-8"))
     return recipe_path
@@ -197,6 +199,30 @@ def _print_columns(rows: Sequence[Mapping[str, Any]]) -> None:
     typer.echo("")
 
 
+def _print_proposal(proposal: Proposal, questions: Sequence[Question], names: Sequence[str]) -> None:
+    """Print the columns that were chosen, how answers are graded, and the number of questions of each label.
+
+    names  all columns of the file
+    """
+    from potstill.cli.tables import print_wrapped
+    from potstill.data.propose import UNUSED
+
+    columns = {field: column for field, column in proposal.columns.items() if column != UNUSED}
+    unused = [name for name in names if name not in columns.values()]
+    lines = [f"columns     {', '.join(f'{field}: {column}' for field, column in columns.items())}"]
+    lines += [f"not used    {', '.join(unused)}"] if unused else []
+    counts = Counter(question.gold for question in questions)
+    kind = (
+        f"{len(counts)} labels" if proposal.labels is not None else proposal.task or "graded by the form of each answer"
+    )
+    several = len(counts) > SHOWN_LABELS
+    if proposal.labels is not None or (proposal.task in ("boolean", "choice") and not several):
+        shown = ", ".join(f"{gold} ({count})" for gold, count in counts.most_common(SHOWN_LABELS))
+        kind += f": {shown}{f' and {len(counts) - SHOWN_LABELS} more' if several else ''}"
+    lines += [f"answers     {kind}", *(f"note        {note}" for note in proposal.notes)]
+    print_wrapped(lines)
+
+
 def _shorten(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= EXAMPLE_WIDTH else f"{text[: EXAMPLE_WIDTH - 3]}..."
@@ -254,12 +280,12 @@ def render_recipe(plan: _Plan) -> str:
         "seed: 1",
         "",
         "sets:",
-        f"  {plan.name}:",
+        f"  {_scalar(plan.name)}:",
         f"    file: {_scalar(plan.file.as_posix())}",
         *_field_lines(plan.proposal),
         "",
         "questions:",
-        f"  train: [{plan.name}]",
+        f"  train: [{_scalar(plan.name)}]",
         *_split_lines(plan.proposal),
         "",
         "# With one data set, the checkpoint is selected on the set's own validation questions. The scores then say nothing",

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -14,6 +16,9 @@ from pydantic_core import PydanticCustomError
 FormatName = Literal["zero-shot-answer", "zero-shot-rationale", "few-shot-answer", "few-shot-rationale"]
 DECODING_PATTERN: Final = r"^(greedy|vote-[1-9][0-9]{0,3}|best-[1-9][0-9]{0,3})(\+calculator)?$"
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+# Latin letters that are no letter with an accent for Unicode.
+LETTERS: Final = {"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L",
+                  "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "Th", "ı": "i"}  # fmt: skip
 DecodingName = Annotated[str, Field(pattern=DECODING_PATTERN)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -22,6 +27,20 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Character = Annotated[str, Field(min_length=1, max_length=1)]
+
+
+def write_name(text: str, fallback: str) -> str:
+    """A name of letters, digits, dots, underscores and hyphens that is as like a text as possible.
+
+    fallback  the name of a text without any of these letters and digits
+
+    >>> [write_name(text, "mine") for text in ("Täglich", "Größe (neu)", "Łódź", "отчёт 2024", "質問", "..")]
+    ['Taglich', 'Grosse-neu', 'Lodz', '2024', 'mine', 'mine']
+    """
+    plain = "".join(LETTERS.get(letter, letter) for letter in unicodedata.normalize("NFC", text))
+    decomposed = unicodedata.normalize("NFKD", plain)
+    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:100] or fallback
 
 
 def refuse(code: str, message: str, *, hint: str = "", key: str = "") -> NoReturn:

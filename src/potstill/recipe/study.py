@@ -26,7 +26,7 @@ from typing import Any, Final
 from pydantic import Field, ValidationError
 
 from potstill.errors import UserError, suggest
-from potstill.recipe.fields import NAME_PATTERN, Name, Section
+from potstill.recipe.fields import NAME_PATTERN, Name, Section, write_name
 from potstill.recipe.load import error_of_validation, read_mapping, write_value
 
 NAMES_HINT: Final = "give each choice a name: `AXIS: {NAME: {KEY: VALUE}, OTHER: {KEY: VALUE}}`"
@@ -215,7 +215,7 @@ def _name_value(key: str, value: Any, where: str) -> str:
         text = value.rstrip("/").rpartition("/")[2].rpartition(":")[2]
     else:
         text = f"{key.rpartition('.')[2]}-{write_value(value, key)}"
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")
+    name = write_name(text, "")
     if not re.fullmatch(NAME_PATTERN, name):
         what = "the value gives no name for a folder"
         raise UserError(what, code="E-study-axis", where=where, found=f"{key}: {value}", hint=NAMES_HINT)
