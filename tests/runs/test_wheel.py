@@ -79,7 +79,13 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path)
     code = f"{imports}; results.print_summary(run_demo(*{tiny.DEMO}))"
     run(sys.executable, "-m", "potstill", "recipes", "smollm2", "flan-t5-base", cwd=empty, PYTHONPATH=str(site))
     copies = {path.name for path in (empty / "recipes").iterdir()}
-    assert copies == {"smollm2.yaml", "flan-t5-base.yaml", "smollm2-instructions.jsonl", "recipe.schema.json"}
+    assert copies == {
+        "recipe.schema.json",
+        "smollm2.yaml",
+        "flan-t5-base.yaml",
+        "smollm2-instructions.jsonl",
+        "smollm2-prose.txt",
+    }
     result = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
     assert "right answers on test" in result and "in-distribution" in result
     for who in ("base", "specialized", "control: bare answers", "control: the sets' own rationales"):
