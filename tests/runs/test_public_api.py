@@ -215,3 +215,16 @@ def test_run_is_the_command(tmp_path: Path, finished: Path) -> None:
     keys = {**yaml(finished / "recipe.yaml"), "name": "third", "data": Path(str(stopped.recipe.data))}
     third = ps.run(keys, run_dir=tmp_path / "third", until="collect")
     assert list(third.questions("train")) == list(stopped.questions("train"))
+
+
+def test_public_objects_print_one_line(finished: Path) -> None:
+    run = ps.open_run(finished)
+    (chain, verdict), (_, target) = next(iter(run.chains())), next(iter(run.targets()))
+    student, recipe = run.student(), run.recipe
+    answers = (run.scores("test")[0], next(iter(run.predictions("test", 0))), run.choice, verdict)
+    objects = (run, recipe, recipe.teacher, recipe.train, student, student.tokenizer, chain, target, *answers)
+    for value in objects:
+        assert "\n" not in repr(value) and len(repr(value)) <= 500, type(value)
+        assert "\n" not in str(value) and len(str(value)) <= 500, type(value)
+    assert f"{student.tokenizer.size:,} tokens" in repr(student) and "float32" in repr(student)
+    assert f"{sum(p.numel() for p in student.model.parameters()):,} parameters" in repr(student)

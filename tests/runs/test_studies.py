@@ -199,6 +199,39 @@ def test_a_run_that_does_not_match_its_recipe_is_found_before_the_first_run_begi
     assert not study.find_problems(plan) and not study.find_problems(changed, redo_outdated=True)
 
 
+def test_options_for_several_runs_are_refused_for_one(here: Path) -> None:
+    for options in (("--jobs", "2"), ("--shard", "1/2"), ("--dry-run",), ("--keep-going",)):
+        result = CliRunner().invoke(cli.app, ["study", "rules.yaml", "--run", "span.seed-3", *options])
+        assert isinstance(result.exception, UserError) and result.exception.code == "E-cli-study-run"
+        assert result.exception.found == options[0] and not Path("runs").exists()
+
+
+def test_two_study_files_of_one_name_are_refused(here: Path) -> None:
+    """But not a file that was renamed or copied without a change, or the same file in another spelling."""
+
+    def fault(path: str) -> str | None:
+        try:
+            study.check_folder(study.open_study(Path(path)))
+        except UserError as error:
+            return error.code
+        return None
+
+    first = study.open_study(Path("rules.yaml"))
+    study.make_runs(first, [sys.executable, "-c", ""])
+    Path("other.yaml").write_text(STUDY.replace("[3, 4]", "[3]"), "utf-8")
+    Path("copy.yaml").write_text(STUDY, "utf-8")
+    assert [fault(path) for path in ("rules.yaml", "./rules.yaml", "copy.yaml", "other.yaml")] == [
+        *[None] * 3,
+        "E-study-folder",
+    ]
+    result = CliRunner().invoke(cli.app, ["study", "other.yaml"])
+    assert isinstance(result.exception, UserError) and result.exception.code == "E-study-folder"
+    Path("rules.yaml").write_text(STUDY.replace("name: rules", "name: others"), "utf-8")
+    assert fault("other.yaml") is None
+    Path("rules.yaml").unlink()
+    assert fault("other.yaml") is None
+
+
 def test_a_run_that_fails_does_not_stop_the_others(here: Path) -> None:
     Path("bad.yaml").write_text(BAD, "utf-8")
     process = start_command("study", "bad.yaml", "--keep-going", cwd=here, output=here / "out.txt")

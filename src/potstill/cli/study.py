@@ -68,8 +68,12 @@ def _study(
     part = parse_shard(shard, os.environ if shard else {})
     plan = study.open_study(path, changes or (), quick=quick)
     if run:
+        _refuse_options(
+            jobs > 1 and "--jobs", shard and "--shard", dry_run and "--dry-run", keep_going and "--keep-going"
+        )
         study.make_run(plan, plan.find(run), redo_outdated=redo_outdated)
         return
+    study.check_folder(plan)
     problems = study.find_problems(plan, redo_outdated=redo_outdated)
     if dry_run:
         print_wrapped(describe_study(plan, problems))
@@ -90,6 +94,13 @@ def _study(
         with study.lock_files(plan):
             _print_results(plan)
     _refuse_failures(path, results)
+
+
+def _refuse_options(*given: str | bool | None) -> None:
+    """Raise UserError if options were given that do not exist for one run."""
+    if named := [option for option in given if option]:
+        what, hint = "--run makes one run in this process", "remove --run, or the other options"
+        raise UserError(what, code="E-cli-study-run", where="--run", found=", ".join(map(str, named)), hint=hint)
 
 
 def _refuse_problems(study: Study, problems: Sequence[StudyProblem]) -> None:

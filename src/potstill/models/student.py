@@ -184,6 +184,14 @@ class Student(nn.Module):
                 hint="use the tokenizer that belongs to this model",
             )
 
+    def __repr__(self) -> str:
+        """One line; `student.model` prints its layers."""
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in self.model.parameters()}
+        count = sum(p.numel() for p in self.model.parameters())
+        name = type(self.model).__name__
+        about = f"{count:,} parameters, {' and '.join(sorted(dtypes))}, {self.tokenizer.size:,} tokens"
+        return f"{type(self).__name__}({name}, {about})"
+
     def forward(self, batch: Batch, loss: Loss | OnPolicyLoss = DEFAULT_LOSS, *, summed: bool = False) -> Any:
         """Losses [n] float32 of the supervised positions in (example, position) order, in nats, unweighted.
 

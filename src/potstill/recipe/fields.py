@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -54,6 +55,12 @@ def refuse(code: str, message: str, *, hint: str = "", key: str = "") -> NoRetur
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """The fields of `repr`: those that do not have their default."""
+        for name, info in type(self).model_fields.items():
+            if (value := getattr(self, name)) != info.get_default(call_default_factory=True, validated_data={}):
+                yield name, value
 
 
 class Column(Section):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -382,6 +383,12 @@ class Recipe(Section):
     @property
     def evaluation_seed(self) -> int:
         return self.seed if self.evaluate.seed is None else self.evaluate.seed
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """The fields of `repr`, in one line; `recipe_to_yaml` writes all keys."""
+        kinds = [source.kind for source in (self.teachers or {"": self.teacher}).values()]
+        student = self.student.model or self.student.shape
+        yield from {"name": self.name, "sets": list(self.sets), "teacher": ", ".join(kinds), "student": student}.items()
 
     @property
     def sources(self) -> dict[str, Recipe]:

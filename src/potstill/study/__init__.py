@@ -11,7 +11,15 @@ a stage for the others, `processes` makes the runs, and `results` writes the tab
 
 from potstill.study.grid import Experiment, Study, StudyRun, open_study
 from potstill.study.problems import StudyProblem, find_problems
-from potstill.study.processes import RunResult, find_finished, is_finished, lock_files, make_run, make_runs
+from potstill.study.processes import (
+    RunResult,
+    check_folder,
+    find_finished,
+    is_finished,
+    lock_files,
+    make_run,
+    make_runs,
+)
 from potstill.study.results import ExperimentTable, read_tables, remove_stale_files, write_page, write_table
 from potstill.study.shared_stages import count_shared, stage_keys
 
@@ -22,6 +30,7 @@ __all__ = [
     "Study",
     "StudyProblem",
     "StudyRun",
+    "check_folder",
     "count_shared",
     "find_finished",
     "find_problems",

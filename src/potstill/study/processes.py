@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import IO, Final
 
 from potstill import demo, progress, runner, storage
+from potstill.errors import UserError
 from potstill.recipe import Recipe, recipe_to_yaml
+from potstill.recipe.study import load_study
 from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.shared_stages import call_when_unlocked, share_stages
 
 LOG_FOLDER: Final = "logs"
+STUDY_FILE: Final = "study.json"
 FILE_LOCK_SECONDS: Final = 600.0  # maximum wait for another shard that writes the tables and the page
 REPORT_SECONDS: Final = 15.0  # between two lines about the runs in progress
 
@@ -66,6 +69,24 @@ def make_run(study: Study, run: StudyRun, *, redo_outdated: bool = False) -> Pat
     return run.run_dir
 
 
+def check_folder(study: Study) -> None:
+    """Raise UserError if another study file that still exists has the same name, because both would write one folder."""
+    path = study.folder / STUDY_FILE
+    file = storage.read_json(path).get("file") if path.is_file() else None
+    other = Path(file) if isinstance(file, str) else study.path
+    if not other.is_file() or other.resolve() == study.path.resolve():
+        return
+    if storage.read_bytes(other) == storage.read_bytes(study.path):
+        return
+    try:
+        name = load_study(other).name
+    except UserError:
+        return  # it is no study any more
+    if name in (study.name, study.name.removesuffix("-quick")):
+        what, hint = "the folder of the study is that of another study file", "give one of them another name"
+        raise UserError(what, code="E-study-folder", where=study.path, found=f"{study.folder}: {other}", hint=hint)
+
+
 def make_runs(
     study: Study, command: Sequence[str], *, jobs: int = 1, shard: tuple[int, int] = (1, 1)
 ) -> list[RunResult]:
@@ -74,11 +95,14 @@ def make_runs(
     command  the command of one run, without the run's name, which becomes its last word
     jobs     number of runs at a time, which share the cores
     shard    (i, n): make only every n-th run, from the i-th; other processes may make the other shards
+
+    Raises UserError if another study file has the same name.
     """
     number, count = shard
     runs = study.runs[number - 1 :: count]
+    check_folder(study)
     with lock_files(study):
-        storage.write_json(study.folder / "study.json", study_to_json(study))
+        storage.write_json(study.folder / STUDY_FILE, study_to_json(study))
     unfinished = [run for run in runs if not is_finished(run)]
     progress.print_line(
         f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished; folder: {study.folder}", "dim"
@@ -108,6 +132,7 @@ def study_to_json(study: Study) -> dict[str, object]:
     """The experiments and runs of a study as plain JSON, for programs that read its folder."""
     return {
         "name": study.name,
+        "file": str(study.path),
         "title": study.title,
         "experiments": [
             {
