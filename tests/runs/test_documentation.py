@@ -156,3 +156,13 @@ def test_an_error_code_gets_a_heading_with_what_and_hint(tmp_path: Path, monkeyp
     page = error_codes.page()
     assert "## `E-recipe-unknown-key`" in page and "unknown key …" in page and "correct the key" in page
     assert "the set is empty" in page and "add a question / name another" in page and "no code here" not in page
+
+
+def test_generated_pages_show_no_escapes_addresses_or_torn_sentences() -> None:
+    api = python_api.page()
+    for text in (api, cli_pages.page(), error_codes.page()):
+        assert not re.search(r"`[^`\n]*&lt;[^`\n]*`", text) and not re.search(r"0x[0-9a-f]{6,}", text)
+    assert not re.search(r"\bRaises\s*\n\s*\n", api)
+    lines = ["task   `<a>/<b>` or <c>", "  and more", "Returns a grade. Raises", "UserError for none."]
+    (markdown,) = python_api._arguments(lines)  # pyright: ignore[reportPrivateUsage]
+    assert markdown == "- `task`: `<a>/<b>` or &lt;c> and more\n\nReturns a grade. Raises UserError for none.\n"

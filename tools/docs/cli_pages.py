@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any
 
 from names import CLI, load
-from recipe_keys import HEADER
+from recipe_keys import HEADER, escape_tags
 
 
 def page() -> str:
@@ -56,4 +56,4 @@ def _metavar(parameter: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return escape_tags(" ".join(text.split())).replace("|", "\\|")

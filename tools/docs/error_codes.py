@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from names import SOURCE
-from recipe_keys import HEADER
+from recipe_keys import HEADER, escape_tags
 
 CODE: Final = re.compile(r"E(-[a-z0-9]+)+")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -138,4 +138,4 @@ class _Texts:
 
 
 def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
+    return escape_tags(" ".join(text.split())).replace("|", "\\|")

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from recipe_keys import HEADER
+from recipe_keys import HEADER, escape_tags
 
 
 def page() -> str:
@@ -87,7 +87,8 @@ def _shown(thing: Any) -> str:
 
 
 def _unquoted(text: str) -> str:
-    """The text without the quotes around annotations, which come from postponed evaluation."""
+    """The text without the quotes around annotations, which come from postponed evaluation, and without addresses."""
+    text = re.sub(r"<(?:function|object)? ?[^ ]+ at 0x[0-9a-f]+>", "...", text)
     return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
 
 
@@ -109,18 +110,18 @@ def _markdown(text: str) -> Iterator[str]:
         elif block.startswith("    "):
             yield "```text\n" + "\n".join(lines) + "\n```\n"
         else:
-            yield re.sub(r"(?<![\\`<])<", "&lt;", "\n".join(lines)) + "\n"
+            yield escape_tags("\n".join(lines)) + "\n"
 
 
 def _arguments(lines: list[str]) -> Iterator[str]:
-    """`name   meaning` lines, continued by indentation, as a list."""
+    """`name   meaning` lines, continued by indentation, as a list. Other lines are one paragraph before or after it."""
     items: list[str] = []
     for line in lines:
         entry = re.match(r"(\w[\w, ]*?)  +(.*)", line)
         if entry:
             items.append(f"- `{entry[1]}`: {entry[2]}")
-        elif items and line.startswith(" "):
+        elif items and (line.startswith(" ") or not items[-1].startswith("- ")):
             items[-1] += " " + line.strip()
         else:
             items.append(("\n" if items else "") + line)
-    yield "\n".join(items).replace("<", "&lt;") + "\n"
+    yield escape_tags("\n".join(items)) + "\n"

@@ -72,7 +72,7 @@ def openai(model: str, **keys: Any) -> Teacher:
     keys  as for `local`; `server` has the keys of the section `teacher.server`
     Raises UserError for an unknown key or a wrong value.
 
-    teacher = openai("gpt-4o", samples=8, server={"urls": ["https://api.openai.com/v1"], "key": "OPENAI_API_KEY"})
+        teacher = openai("gpt-4o", samples=8, server={"urls": ["https://api.openai.com/v1"], "key": "OPENAI_API_KEY"})
     """
     return _from_keys({"kind": "openai", "model": model, **keys})
 
