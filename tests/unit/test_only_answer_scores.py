@@ -5,52 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from transformers import AutoTokenizer
 
-from potstill import tokenization
 from potstill.inference.transformers import hard_example
 from potstill.models import Example
 from potstill.records import END, Chain, Prompt, Turn
 from potstill.tokenization import Tokenizer
-from potstill.training.scorers import only_answer_scores, spell_tags, transfer_scores
-from tools.toy_models.tokenizer_training import train_bpe
-
-TEXTS = ["Tom has 2 apples and buys 3. 2 + 3 = 5. The answer is 5", "wait, is it 4?\n\nNo."]
-XML = ("<think>", "</think>")
-CHANNELS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
-
-
-def added(folder: Path, names: Sequence[str], *, special: bool) -> Tokenizer:
-    """A byte-level tokenizer with added tokens, as transformers saves it."""
-    folder.mkdir()
-    for name, content in train_bpe(TEXTS, 300).files.items():
-        (folder / name).write_bytes(content)
-    library = AutoTokenizer.from_pretrained(folder)
-    library.add_tokens(list(names), special_tokens=special)
-    library.save_pretrained(folder)
-    return tokenization.load_tokenizer(folder)
+from potstill.training.scorers import only_answer_scores, transfer_scores
+from special_tags import XML, ids_of, with_tags
 
 
 @pytest.fixture(scope="module")
 def special(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return added(tmp_path_factory.mktemp("a") / "special", (*XML, *CHANNELS), special=True)
+    return with_tags(tmp_path_factory.mktemp("a") / "special", special=True)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """The same tokens with the same ids, but not special: decoding keeps them as text."""
-    return added(tmp_path_factory.mktemp("b") / "plain", (*XML, *CHANNELS), special=False)
-
-
-def ids_of(tokenizer: Tokenizer, pieces: Sequence[str]) -> tuple[int, ...]:
-    """The ids of pieces, each a tag or a text."""
-    specials = tokenizer.vocabulary.specials
-    return tuple(i for p in pieces for i in ((specials[p],) if p in specials else tokenizer.encode(p).ids))
+    return with_tags(tmp_path_factory.mktemp("b") / "plain", special=False)
 
 
 def row_of(
@@ -69,7 +45,7 @@ def test_special_tags_are_dropped_by_decoding(special: Tokenizer, plain: Tokeniz
     """So the tags cannot be found in the text alone."""
     ids = ids_of(special, (*XML, "5"))
     assert special.decode(ids) == "5" and plain.decode(ids) == "<think></think>5"
-    assert b"".join(spell_tags(ids, special)) == b"".join(spell_tags(ids, plain)) == b"<think></think>5"
+    assert b"".join(special.spell(ids)) == b"".join(plain.spell(ids)) == b"<think></think>5"
 
 
 def test_the_thought_and_its_tags_have_no_scores(special: Tokenizer) -> None:
@@ -168,3 +144,48 @@ def test_tags_in_the_text_are_scored_as_before(plain: Tokenizer) -> None:
     row = row_of(plain, ("<think>2 + 3</think>", "The answer is 5"))
     one, two = (transferred([row], plain, only_answer=only)[0][0] for only in (True, False))
     assert one == replace(two) and one.target.ids == two.target.ids
+
+
+# --- The whole text ------------------------------------------------------------------------------------------------------
+
+
+def test_a_scorer_with_other_tokens_reads_the_tags_of_a_text_that_is_scored_whole(special: Tokenizer) -> None:
+    """The thought and the answer are scored; the tags keep the student's tokens, without distributions."""
+    pieces = ("<think>", "2 + 3 = 5", "</think>", "\n\nThe answer is 5")
+    row, thought, answer = (
+        row_of(special, pieces),
+        row_of(special, pieces[1:2], ended=False),
+        row_of(special, pieces[3:]),
+    )
+    [found, *same], seen = transferred([row, thought, answer], special, only_answer=False)
+    assert seen[0] == "".join(pieces) and found.target.ids == row.target.ids
+    tags = [position for position, token in enumerate(row.target.ids) if token in special.vocabulary.thought_tags]
+    assert len(tags) == 2 and not any(scored(found)[tag] for tag in tags)
+    rest = [found.target.distribution(p) for p in range(len(found.target)) if p not in tags]
+    assert rest == [one.target.distribution(p) for one in same for p in range(len(one.target))] and any(rest)
+
+
+@settings(max_examples=100, deadline=None)
+@given(PIECES, some.booleans(), some.booleans())
+def test_special_tags_change_only_their_own_positions(
+    special: Tokenizer, pieces: list[str], ended: bool, only: bool
+) -> None:
+    """The ids are those of the text between the tags, and a text without tags is scored as a whole."""
+    row = row_of(special, [*pieces, "x"], ended=ended)
+    [found], seen = transferred([row], special, only_answer=only)
+    assert seen == ["".join([*pieces, "x"])]
+    names = special.vocabulary.thought_tags
+    for ids in (row.target.ids, found.target.ids):
+        assert special.decode(ids) == "".join(piece for piece in [*pieces, "x"] if piece not in XML)
+    assert [i for i in found.target.ids if i in names] == [i for i in row.target.ids if i in names]
+    assert not any(has for token, has in zip(found.target.ids, scored(found), strict=True) if token in names)
+    assert found.target.kinds[-1] == row.target.kinds[-1]
+    if not only:
+        first = min((p for p, token in enumerate(found.target.ids) if token not in names), default=None)
+        assert first is None or any(scored(found))
+
+
+def test_a_text_of_tags_alone_has_only_the_score_of_its_end(special: Tokenizer) -> None:
+    [ended, cut], _ = transferred([row_of(special, XML), row_of(special, XML, ended=False)], special, only_answer=False)
+    assert scored(ended) == [False, False, True] and scored(cut) == [False, False]
+    assert ended.target.ids[:2] == cut.target.ids

@@ -191,12 +191,14 @@ def max_tokens(recipe: Recipe, checkpoint: Checkpoint) -> int:
 
 
 def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
-    """Name -> digest of the user's grading functions; and the versions of calculator marks and of the engine ctranslate2 if
-    they are used."""
+    """Name -> digest of the user's grading functions; the versions of calculator marks and of the engine ctranslate2 if
+    they are used; and the special tokens that answers contain as tags of thoughts."""
+    from potstill import models, tokenization
+
     digests = custom_set.grader_digests(grader_tasks(recipe)) | inference.engine_identity(recipe.evaluate.engine)
     if any(spec.calculator for spec in decoding.list_sampling_specs(list_decodings(recipe, split))):
         digests["calculator marks"] = str(calculator.MARKS_VERSION)
-    return digests
+    return digests | tokenization.thought_tags_identity(models.tokenizer_folder(recipe), "student.tokenizer")
 
 
 def _write_answers(
@@ -360,7 +362,7 @@ def open_checkpoint_engine(
     run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, shard: Shard = UNSHARDED
 ) -> Iterator[Engine]:
     """The engine of a checkpoint, with a cache if the recipe names a folder for it. Each shard has its own cache file."""
-    from potstill import models
+    from potstill import models, tokenization
     from potstill.inference import cache
 
     evaluate = recipe.evaluate
@@ -379,6 +381,7 @@ def open_checkpoint_engine(
         return
     key = {**_weight_digests(run_dir, recipe, checkpoint), "engine": evaluate.engine}
     key |= inference.engine_identity(evaluate.engine)
+    key |= tokenization.thought_tags_identity(models.tokenizer_folder(recipe), "student.tokenizer")
     if evaluate.engine == "vllm":
         key["dtype"] = evaluate.vllm.dtype or "float32"
     elif evaluate.dtype != "float32":

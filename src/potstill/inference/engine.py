@@ -76,7 +76,8 @@ class Generation:
     """A generated text.
 
     ids         [n] token ids, without the end token
-    tokens      [n] the bytes that each token adds to the text
+    tokens      [n] the bytes that each token adds to the text: its name for a special token that is a tag of thoughts,
+                nothing for other special tokens
     content     the bytes of the text: the tokens concatenated
     candidates  empty without `top_logprobs`; otherwise one step per token and, if `stop` is `end`, one step for the end. A
                 step has the k most likely outcomes and the sampled outcome (k or k + 1 in total, or fewer if fewer are

@@ -192,7 +192,9 @@ class TransformersEngine:
             length, stop = cut_length, cut_reason
         ids = tokens[:length]
         # The first text token (only special tokens may precede it) does not contribute its dummy space.
-        first = next((position for position, token in enumerate(ids) if isinstance(self._start[token], bytes)), 0)
+        tags = self.student.tokenizer.vocabulary.thought_tags
+        is_text = (token not in tags and isinstance(self._start[token], bytes) for token in ids)
+        first = next((position for position, found in enumerate(is_text) if found), 0)
         contents = [self.token_bytes(token, max(0, position - first)) for position, token in enumerate(ids)]
         steps = steps[: len(contents) + (stop == "end")]
         return Generation(
@@ -227,7 +229,7 @@ class TransformersEngine:
         return tuple(sorted(rounded, key=itemgetter(1), reverse=True))
 
     def token_bytes(self, token: int, position: int) -> bytes:
-        """The bytes that a token adds to a text at a position; empty for special tokens."""
+        """The bytes that a token adds to a text at a position; empty for special tokens, except for tags of thoughts."""
         outcome = (self._start if position == 0 else self._inside)[token]
         return outcome if isinstance(outcome, bytes) else b""
 
@@ -235,7 +237,8 @@ class TransformersEngine:
 class _TokenOutcomes(dict[int, bytes | End | None]):
     """Token id -> the bytes that it writes at the start of a text or inside it, or END. Computed at the first use.
 
-    None for other special tokens, and for ids outside the vocabulary (the head may have more rows than tokens).
+    A special token that is a tag of thoughts writes its name. None for other special tokens, and for ids outside the
+    vocabulary (the head may have more rows than tokens).
     """
 
     def __init__(self, tokenizer: Tokenizer, end_tokens: Sequence[int], position: int) -> None:
@@ -244,6 +247,7 @@ class _TokenOutcomes(dict[int, bytes | End | None]):
 
     def __missing__(self, token: int) -> bytes | End | None:
         outcome = self.tokenizer.candidate(token, self.position) if token < self.tokenizer.size else None
+        outcome = self.tokenizer.vocabulary.thought_tags.get(token, outcome)
         self[token] = END if token in self.end_tokens else outcome
         return self[token]
 

@@ -111,6 +111,7 @@ class Train(Stage):
             versions = scorer_models.versions(recipe)
             digests |= {f"{VERSION_PREFIX}{name}": str(number) for name, number in versions.items()}
             digests |= scorer_models.scorer_inputs(recipe)
+            digests |= tokenization.thought_tags_identity(models.tokenizer_folder(recipe), "student.tokenizer")
             if any(scorer.rewards for scorer in recipe.train.on_policy.scorers.values()):
                 digests |= custom_set.grader_digests(grader_tasks(recipe))
         return digests

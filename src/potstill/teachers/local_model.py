@@ -150,6 +150,7 @@ class LocalModel(Scorer):
         chat = {"teacher.chat": "its template"} if self.uses_chat_template else {}
         versions = {"version of students": str(models.VERSION), "version of tokenizers": str(tokenization.VERSION)}
         chat |= models.end_of_turn_identity(self.folder, self.chat_settings)
+        chat |= tokenization.thought_tags_identity(self.folder, self.model_key)
         return self._source.identity(self.model_key) | super().inputs() | chat | versions
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:

@@ -13,8 +13,8 @@
 
 from typing import Final
 
-from potstill.tokenization.load import Tokenizer, load_tokenizer, replace_end_token
+from potstill.tokenization.load import Tokenizer, load_tokenizer, replace_end_token, thought_tags_identity
 
 VERSION: Final = 1  # of the tokens of a text and their bytes; stored by every stage in which a model reads or writes
 
-__all__ = ["VERSION", "Tokenizer", "load_tokenizer", "replace_end_token"]
+__all__ = ["VERSION", "Tokenizer", "load_tokenizer", "replace_end_token", "thought_tags_identity"]

@@ -11,12 +11,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import tokenizers as library
 
+from potstill import storage
 from potstill.errors import UserError
 from potstill.records import End
 from potstill.tokenization.encoder import Encoder, Encoding, copy_without_special_tokens
@@ -90,6 +92,11 @@ class Tokenizer:
     def split(self, ids: Sequence[int]) -> list[bytes]:
         """The bytes of each token in the tokens' text, without a dummy space; empty for a special token."""
         return self.vocabulary.split(ids)
+
+    def spell(self, ids: Sequence[int]) -> list[bytes]:
+        """The same as `split`, but special tokens that are tags of thoughts have their names: `<think>` is b"<think>"."""
+        names = self.vocabulary.thought_tags
+        return [names.get(token, piece) for token, piece in zip(ids, self.vocabulary.split(ids), strict=True)]
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token inside a text (`▁We` is b" We"); empty for a special token."""
@@ -274,6 +281,21 @@ class _TiktokenAdapter:
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[SimpleNamespace]:
         return [self.encode(text) for text in texts]
+
+
+def thought_tags_identity(folder: Path, key: str) -> dict[str, str]:
+    """Recipe key -> names of the special tokens of the tokenizer in a folder that are tags of thoughts; empty without any.
+
+    For the identities of stages whose texts contain these names.
+    """
+    names = _read_thought_tags(folder, storage.folder_fingerprint(folder))
+    return {f"{key} (tags of thoughts)": ", ".join(names)} if names else {}
+
+
+@lru_cache(maxsize=16)
+def _read_thought_tags(folder: Path, fingerprint: str) -> tuple[str, ...]:
+    tags = load_tokenizer(folder).vocabulary.thought_tags
+    return tuple(sorted(name.decode() for name in tags.values()))
 
 
 def _read_special_tokens(files: Mapping[str, bytes], folder: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
+from potstill import thoughts
 from potstill.errors import UserError
 from potstill.records import END, End
 
@@ -74,6 +75,11 @@ class Vocabulary:
             if first is not None and pieces[first].startswith(b" "):
                 pieces[first] = pieces[first][1:]
         return pieces
+
+    @cached_property
+    def thought_tags(self) -> Mapping[int, bytes]:
+        """Token -> name, for the special tokens that are tags of thoughts, or parts of tags."""
+        return {token: name.encode() for name, token in self.specials.items() if thoughts.is_tag_token(name)}
 
     def candidate(self, token: int, position: int) -> bytes | End | None:
         """The token as an outcome of a chain, at a position of its text: bytes, END, or None for any other special

@@ -19,9 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -75,40 +74,116 @@ def transfer_scores(
     score             scores chains; it reads the prompts in its own chat template
     scorer_tokenizer  its tokenizer; None if it is unknown, as for a server
     prompt_of         function from the question id of a row to the scorer's prompt
-    only_answer       of a text with thoughts between special tokens, score only the answer. The scorer reads the tags as
-                      text; the thoughts keep the student's tokens, without distributions. Otherwise a scorer reads such a
-                      text without its tags
+    only_answer       of a text with thoughts between special tokens, score only the answer: the thoughts keep the
+                      student's tokens, without distributions
+
+    The scorer reads special tokens that are tags of thoughts as text. They keep the student's tokens, without distributions,
+    because a scorer may have tags of its own.
 
     Raises UserError if a text does not fit into the scorer's context, if a logit is NaN, and if a server does not score.
     """
-    stops: list[StopReason] = ["end" if row.target.kinds[-1] == "end" else "length" for row in rows]
     borders = [_answer_border(row, student_tokenizer) if only_answer else 0 for row in rows]
-    texts = [student_tokenizer.decode(row.target.ids[border:]) for row, border in zip(rows, borders, strict=True)]
-    if b"\n" not in student_tokenizer.decode_bytes(student_tokenizer.encode("a\nb").ids):
-        # The scorer expects a line break before the answer, but the student's tokenizer drops line breaks.
-        texts = [prompts.restore_answer_line(text) for text in texts]
-    leading = [
-        b"".join(spell_tags(row.target.ids[:border], student_tokenizer)).decode("utf-8", "replace")
-        for row, border in zip(rows, borders, strict=True)
-    ]
+    # The scorer expects a line break before the answer, but some tokenizers of students drop line breaks.
+    drops_lines = b"\n" not in student_tokenizer.decode_bytes(student_tokenizer.encode("a\nb").ids)
+    restore = prompts.restore_answer_line if drops_lines else str
+    spelled = [_spell_text(row, student_tokenizer, border, restore) for row, border in zip(rows, borders, strict=True)]
+    stops: list[StopReason] = ["end" if _ends(row) else "length" for row in rows]
     chains = [
-        Chain.from_text(row.question, index, thought + text, source=row.format, stop=stop)
-        for index, (row, thought, text, stop) in enumerate(zip(rows, leading, texts, stops, strict=True))
+        Chain.from_text(row.question, index, text, source=row.format, stop=stop)
+        for index, (row, (text, _), stop) in enumerate(zip(rows, spelled, stops, strict=True))
     ]
     scored = score([(prompt_of(chain.question), chain) for chain in chains])
-    scored = [_after(chain, len(thought.encode())) for chain, thought in zip(scored, leading, strict=True)]
-    completions = text_rule_completions.completions(scored, student_tokenizer)
+    parts = [[_slice(chain, run) for run in runs] for chain, (_, runs) in zip(scored, spelled, strict=True)]
+    completions = text_rule_completions.completions([part for row in parts for part in row], student_tokenizer)
     encoder = get_encoder(student_tokenizer)
-    result = []
-    for row, border, chain in zip(rows, borders, scored, strict=True):
-        transferred = cross_tokenizer.transfer(chain, student_tokenizer, "text", completions, scorer_tokenizer)
+
+    def transfer(part: Chain) -> Target:
+        target = cross_tokenizer.transfer(part, student_tokenizer, "text", completions, scorer_tokenizer)
+        if not len(target) or not part.candidates:
+            return without_scores(target)
+        return self_written_target(target, part, encoder)
+
+    return [
+        replace(row, target=_join(row.target, runs, [transfer(part) for part in parts_of_row]))
+        for row, (_, runs), parts_of_row in zip(rows, spelled, parts, strict=True)
+    ]
+
+
+class _Run(NamedTuple):
+    """Tokens of a row, without tags, that are scored.
+
+    first, last  position of the first token, and the position after the last
+    start, end   bytes of their text in the text that the scorer reads
+    is_last      whether the end of the row's text follows
+    """
+
+    first: int
+    last: int
+    start: int
+    end: int
+    is_last: bool
+
+
+def _spell_text(
+    row: Example, tokenizer: Tokenizer, border: int, restore: Callable[[str], str]
+) -> tuple[str, list[_Run]]:
+    """The text of a row with the names of its tags, as a scorer reads it, and the runs of tokens that are scored.
+
+    border   number of tokens at the start that are not scored
+    restore  changes the text after the last tag
+    """
+    ids, names = row.target.ids[: len(row.target) - _ends(row)], tokenizer.vocabulary.thought_tags
+    text = b"".join(tokenizer.spell(ids[:border])).decode("utf-8", "replace")
+    tags = [position for position in range(border, len(ids)) if ids[position] in names]
+    runs, first = [], border
+    for last in (*tags, len(ids)):
+        start, part = len(text.encode()), tokenizer.decode(ids[first:last])
+        part = restore(part) if last == len(ids) else part
+        runs.append(_Run(first, last, start, start + len(part.encode()), last == len(ids)))
+        text += part + ("" if last == len(ids) else names[ids[last]].decode())
+        first = last + 1
+    return text, runs
+
+
+def _ends(row: Example) -> bool:
+    """Whether the last position of a row is the end of its text."""
+    return row.target.kinds[-1] == "end"
+
+
+def _slice(chain: Chain, run: _Run) -> Chain:
+    """The part of a scored chain that is the text of a run. Tokens across its borders are left out."""
+    if run.start == 0 and run.is_last:
+        return chain
+    inside = [at for at, (start, end) in enumerate(chain.spans) if run.start <= start and end <= run.end]
+    has_end = run.is_last and len(chain.candidates) > len(chain.tokens)
+    return replace(
+        chain,
+        content=chain.content[run.start : run.end],
+        tokens=tuple(chain.tokens[at] for at in inside),
+        spans=tuple((chain.spans[at][0] - run.start, chain.spans[at][1] - run.start) for at in inside),
+        candidates=tuple(chain.candidates[at] for at in (*inside, *([-1] if has_end else []))),
+        stop=chain.stop if run.is_last else "length",
+    )
+
+
+def _join(target: Target, runs: Sequence[_Run], scored: Sequence[Target]) -> Target:
+    """A row's target with the scored targets of its runs. All other positions, and runs without text, keep their tokens,
+    without distributions."""
+    ids: list[int] = []
+    kinds: list[TargetKind] = []
+    rows: list[Mapping[int, float]] = []
+    position = 0
+    for run, found in zip(runs, scored, strict=True):
         # Tokens without text (special tokens up to the token limit) get no scores.
-        has_text = len(transferred) > 0
-        target = self_written_target(transferred, chain, encoder) if has_text else without_scores(row.target)
-        if border and has_text:
-            target = _join(without_scores(row.target), border, target)
-        result.append(replace(row, target=target))
-    return result
+        until = run.first if len(found) else (len(target) if run.is_last else run.last)
+        ids += target.ids[position:until]
+        kinds += target.kinds[position:until]
+        rows += [{}] * (until - position)
+        ids += found.ids
+        kinds += found.kinds
+        rows += map(found.distribution, range(len(found)))
+        position = len(target) if run.is_last else run.last
+    return _build_target(tuple(ids), tuple(kinds), rows)
 
 
 def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Target:
@@ -149,29 +224,16 @@ def only_answer_scores(row: Example, tokenizer: Tokenizer) -> Example:
     first = _answer_start(row, tokenizer)
     if first is None:
         return row
-    ends = accumulate(map(len, spell_tags(row.target.ids, tokenizer)))
+    ends = accumulate(map(len, tokenizer.spell(row.target.ids)))
     rows = [row.target.distribution(position) if end > first else {} for position, end in enumerate(ends)]
     return replace(row, target=_with_rows(row.target, rows))
-
-
-def spell_tags(ids: Sequence[int], tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes of each token in the tokens' text. Special tokens that are tags of thoughts have their names; the others
-    are empty."""
-    names = _tag_names(tokenizer)
-    return [names.get(token, piece) for token, piece in zip(ids, tokenizer.split(ids), strict=True)]
-
-
-@lru_cache(maxsize=8)
-def _tag_names(tokenizer: Tokenizer) -> dict[int, bytes]:
-    specials = tokenizer.vocabulary.specials
-    return {token: name.encode() for name, token in specials.items() if thoughts.is_tag_token(name)}
 
 
 def _answer_start(row: Example, tokenizer: Tokenizer) -> int | None:
     """The byte of a row's text, with its tags, at which the answer begins; the length of the text if it ends in a thought,
     which the prompt may have opened. None if the text has no thoughts."""
     # An invalid byte becomes one character, and is one byte again in the positions of `split_tags`.
-    content, prompt = (b"".join(spell_tags(ids, tokenizer)) for ids in (row.target.ids, row.prompt))
+    content, prompt = (b"".join(tokenizer.spell(ids)) for ids in (row.target.ids, row.prompt))
     parts = [part for part in thoughts.split_tags(content.decode("utf-8", "surrogateescape")) if part.is_answer]
     if parts:
         return parts[-1].start
@@ -182,34 +244,14 @@ def _answer_start(row: Example, tokenizer: Tokenizer) -> int | None:
 def _answer_border(row: Example, tokenizer: Tokenizer) -> int:
     """The number of tokens up to the last tag before the answer that is a special token; 0 without such a tag. All tokens
     of text if the text ends in a thought."""
-    first, names = _answer_start(row, tokenizer), _tag_names(tokenizer)
+    first, names = _answer_start(row, tokenizer), tokenizer.vocabulary.thought_tags
     if first is None or not names.keys() & {*row.target.ids, *row.prompt}:
         return 0
-    ends = list(accumulate(map(len, spell_tags(row.target.ids, tokenizer))))
+    ends = list(accumulate(map(len, tokenizer.spell(row.target.ids))))
     if first == ends[-1]:
-        return len(row.target) - (row.target.kinds[-1] == "end")
+        return len(row.target) - _ends(row)
     tags = (at for at, token in enumerate(row.target.ids) if token in names and ends[at] <= first)
     return 1 + max(tags, default=-1)
-
-
-def _after(chain: Chain, border: int) -> Chain:
-    """The part of a scored chain after a byte. A token across the border is left out."""
-    if not border:
-        return chain
-    first = next((at for at, (start, _) in enumerate(chain.spans) if start >= border), len(chain.spans))
-    return replace(
-        chain,
-        content=chain.content[border:],
-        tokens=chain.tokens[first:],
-        spans=tuple((start - border, end - border) for start, end in chain.spans[first:]),
-        candidates=chain.candidates[first:],
-    )
-
-
-def _join(first: Target, border: int, rest: Target) -> Target:
-    """The first `border` positions of a target, and all positions of another one."""
-    rows = [*map(first.distribution, range(border)), *map(rest.distribution, range(len(rest)))]
-    return _build_target((*first.ids[:border], *rest.ids), (*first.kinds[:border], *rest.kinds), rows)
 
 
 def _with_rows(target: Target, rows: Sequence[Mapping[int, float]]) -> Target:
@@ -234,7 +276,6 @@ __all__ = [
     "hard_example",
     "only_answer_scores",
     "self_written_target",
-    "spell_tags",
     "teacher_forced_scores",
     "transfer_scores",
     "without_scores",
