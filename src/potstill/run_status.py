@@ -2,6 +2,9 @@
 
     >>> describe_counts("filter", {"verdicts": {"right": 6, "wrong": 4}, "kept": 5, "questions with a kept chain": 3})
     '6 of 10 chains right; 5 kept, for 3 questions'
+    >>> describe_counts("filter", {"verdicts": {"right": 6}, "dropped": {"cap": 1, "duplicate": 2}, "kept": 3,
+    ...                            "questions with a kept chain": 3})
+    '6 of 6 chains right; 3 kept, for 3 questions; dropped: 1 above filter.max_per_question, 2 duplicate'
 
 `potstill status` prints it. This module imports neither torch nor the modules of the stages, so it is read in a third of a
 second. Nothing is written.
@@ -25,6 +28,7 @@ from potstill.run_reader import open_run
 from potstill.stages import recipe_stages
 from potstill.storage import ledger, manifest, run_folder, segments
 
+DROPPED: Final = {"cap": "above filter.max_per_question"}  # reasons that need more words
 RECENT_STEPS: Final = 20  # steps whose own texts the status counts
 State = Literal["done", "running", "unfinished", "waiting", "broken"]
 
@@ -125,7 +129,13 @@ def describe_counts(stage: str, counts: Mapping[str, Any]) -> str:
         case "filter":
             verdicts = counts["verdicts"]
             right = f"{verdicts.get('right', 0)} of {sum(verdicts.values())} chains right"
-            return f"{right}; {counts['kept']} kept, for {counts['questions with a kept chain']} questions"
+            kept = f"{counts['kept']} kept, for {counts['questions with a kept chain']} questions"
+            dropped = counts.get("dropped") or {}
+            reasons = ", ".join(f"{number} {DROPPED.get(reason, reason)}" for reason, number in dropped.items())
+            exact = sum(dropped.values()) == verdicts.get("right", 0) - counts["kept"]
+            return f"{right}; {kept}" + (
+                f"; dropped{'' if exact else ', right or wrong'}: {reasons}" if reasons else ""
+            )
         case "align":
             covered = "" if counts["covered"] is None else f", {counts['covered']:.1%} with the teacher's distribution"
             return f"{counts['chains']} chains, {counts['positions']} positions{covered}"

@@ -56,6 +56,8 @@ ROOT = Path(__file__).parents[2]
         ("name: x\ntrain: {sharding: full, optimizer: adafactor}\n", (), "r.yaml line 2", "E-recipe-sharding"),
         ("train: {}\n", (), "r.yaml", "E-recipe-missing-key"),
         ("", (), "r.yaml", "E-recipe-not-a-mapping"),
+        ("name: s\nrecipe: demo\ngrid: {train.seed: [1]}\n", (), "r.yaml", "E-recipe-is-study"),
+        ("name: s\nrecipe: demo\ntrain: {steps: 1}\n", (), "r.yaml line 2", "E-recipe-unknown-key"),
         ("name: x\nname: y\n", (), "r.yaml line 2", "E-recipe-yaml"),
         ("name: x\nteacher: {kind: local}\n", (), "r.yaml line 2", "E-recipe-teacher-incomplete"),
         ("name: x\ntrain:\n\tsteps: 3\n", (), "r.yaml line 3", "E-recipe-yaml"),

@@ -93,6 +93,7 @@ def test_changes_of_the_command_line_come_last() -> None:
         ("name: s/t\nrecipe: demo\n", "s.yaml line 1", "E-recipe-value"),
         ("name: s\nrecipe: missing.yaml\n", "s.yaml: recipe", "E-study-recipe"),
         ("name: s\nrecipe: demo\ngrid:\n  train.seed: 1\n", "s.yaml line 4", "E-study-axis"),
+        ("name: s\nstudent: {model: m}\nseed: 3\n", "s.yaml", "E-study-is-recipe"),
         ("name: s\nrecipe: demo\ngrid:\n  train.seed: []\n", "s.yaml line 4", "E-study-axis"),
         ("name: s\nrecipe: demo\ngrid:\n  train.seed: [1, 1]\n", "s.yaml line 4", "E-study-axis"),
         ("name: s\nrecipe: demo\ngrid:\n  train.betas: [[0.9, 0.9]]\n", "s.yaml line 4", "E-study-axis"),

@@ -139,7 +139,7 @@ def _refuse_failures(path: Path, results: Sequence[RunResult]) -> None:
     if not failed:
         return
     first = failed[0]
-    what = f"{len(failed)} of {len(results)} runs failed, and {len(results) - len(failed)} are finished"
+    what = f"{len(failed)} of {len(results)} runs failed, finished: {len(results) - len(failed)}"
     by_message: dict[str, list[str]] = {}
     for result in failed:
         by_message.setdefault(result.message, []).append(result.name)

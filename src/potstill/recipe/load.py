@@ -46,6 +46,9 @@ SECRET_KEY: Final = re.compile(
     r"(?:^|[^a-z])(?:api.?key|key|password|secret|(?:access|api|auth).?token)s?(?:$|[^a-z])", re.IGNORECASE
 )
 ANY_NAME: Final = "NAME"  # stands for a name that the user chooses, such as the name of a set
+# Keys that tell a study from a recipe.
+STUDY_KEYS: Final = frozenset({"recipe", "set", "grid", "experiments", "quick"})
+RECIPE_SECTIONS: Final = frozenset({"sets", "questions", "teacher", "teachers", "student", "train", "evaluate"})
 NOT_A_RECIPE: Final = (
     "name a recipe file (YAML), or the folder of a run such as runs/demo; `potstill recipes` copies recipes"
 )
@@ -288,6 +291,13 @@ def read_mapping(text: str, where: str, kind: str) -> tuple[dict[str, Any], dict
     kind   what the text is: recipe or study
     """
     values, lines = _read_mapping_once(text, where, kind)
+    of_study, of_recipe = STUDY_KEYS & values.keys(), RECIPE_SECTIONS & values.keys()
+    if kind == "recipe" and {"recipe"} < of_study and not of_recipe:
+        hint = f"make its runs: potstill study {where}"
+        raise _fault("E-recipe-is-study", "this is a study, not a recipe", where, ", ".join(sorted(of_study)), hint)
+    if kind == "study" and of_recipe and "recipe" not in values:
+        hint = f"make its run: potstill run {where}; a study names its base recipe: recipe: {where}"
+        raise _fault("E-study-is-recipe", "this is a recipe, not a study", where, ", ".join(sorted(of_recipe)), hint)
     return copy.deepcopy(values), dict(lines)
 
 

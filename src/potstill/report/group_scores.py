@@ -31,6 +31,7 @@ from potstill.report.summary import mean_interval
 SEED_KEYS: Final = ("seed", "train.seed", "teacher.seed", "evaluate.seed")
 STEP_KEY: Final = "step"  # stands for the checkpoint in the keys of a run whose checkpoint was named
 LONGEST_VALUE: Final = 40  # characters of a key's value in the name of a group
+MOST_UNSET: Final = 3  # keys without a value that a label names
 LONGEST_LABEL: Final = 80  # characters of a group's keys and values; if they are more, its first run names it
 OWN_BASE: Final = "own base"
 
@@ -180,8 +181,17 @@ def score_groups(groups: Sequence[SeedGroup], baseline: int | Literal["own base"
 
 
 def describe_keys(keys: Mapping[str, Any]) -> str:
-    """The keys in which the groups differ, with a group's values; long values are cut."""
-    return ", ".join(f"{key}={_shorten(value)}" for key, value in keys.items() if value is not None) or "default"
+    """The keys in which the groups differ, with a group's values; long values are cut.
+
+    >>> describe_keys({"train.replay.share": 0.3, "train.lora": None})
+    'train.replay.share=0.3'
+    >>> describe_keys({"train.replay": None, "train.replay.share": None, "train.replay.sets": None})
+    'without train.replay'
+    """
+    unset = [key for key in keys if not any(key.startswith(f"{section}.") for section in keys)]
+    more = ", ..." if len(unset) > MOST_UNSET else ""
+    without = f"without {', '.join(unset[:MOST_UNSET])}{more}" if unset else "default"
+    return ", ".join(f"{key}={_shorten(value)}" for key, value in keys.items() if value is not None) or without
 
 
 def label_groups(keys: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -53,7 +53,8 @@ def describe_study(study: Study, problems: Sequence[StudyProblem]) -> Iterator[s
         yield f"  {'runs':<30} {len(experiment.runs)}"
     left = [run for run in study.runs if not is_finished(run)]
     yield ""
-    yield f"{len(study.runs)} different runs, of which {len(study.runs) - len(left)} are finished"
+    done = len(study.runs) - len(left)
+    yield f"{len(study.runs)} different runs, of which {done} {'is' if done == 1 else 'are'} finished"
     stages = Counter(name for run in study.runs for name in recipe_stages(run.recipe))
     for name, made in count_shared(study).items():
         yield f"  {name:<10} {'once' if made == 1 else f'{made} times'} for {stages[name]} runs"

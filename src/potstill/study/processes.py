@@ -104,9 +104,7 @@ def make_runs(
     with lock_files(study):
         storage.write_json(study.folder / STUDY_FILE, study_to_json(study))
     unfinished = [run for run in runs if not is_finished(run)]
-    progress.print_line(
-        f"{len(runs) - len(unfinished)} of {len(runs)} runs are finished; folder: {study.folder}", "dim"
-    )
+    progress.print_line(f"finished: {len(runs) - len(unfinished)} of {len(runs)} runs; folder: {study.folder}", "dim")
     results = {run.name: RunResult(run.name, 0, "", _log_path(study, run)) for run in runs}
     processes: dict[str, subprocess.Popen[bytes]] = {}
     with ThreadPoolExecutor(jobs) as pool, _reporting(study, processes), _ending(pool, processes):
