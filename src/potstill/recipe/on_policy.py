@@ -113,7 +113,27 @@ class OnPolicyScorerSection(Section):
         return self
 
 
-class TrainOnPolicySection(Section):
+class OwnTextsSection(Section):
+    """The keys that both sections have: how the student writes its texts, and which divergence from the scorer it learns."""
+
+    divergence: str = Field(
+        default="reverse_kl", description="Divergence between scorer and student, as in train.divergence."
+    )
+    divergence_beta: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="The same as train.divergence_beta, for these texts; by default, train.divergence_beta.",
+    )
+    top_logprobs: Positive = Field(
+        default=20, description="Number of the scorer's most likely tokens used at each position."
+    )
+    samples: Positive = Field(default=1, description="Number of texts per question.")
+    temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of the student's texts.")
+    max_tokens: Positive = Field(default=256, description="Maximum number of tokens per text.")
+
+
+class TrainOnPolicySection(OwnTextsSection):
     """On-policy distillation during training: the student writes a share of a step's texts itself, and learns the
     distributions that another model has at their tokens, or the rewards of the grader."""
 
@@ -126,24 +146,9 @@ class TrainOnPolicySection(Section):
         description="By a name of your choice: the questions that the student answers, and the model that scores its "
         "texts. {big: {sets: [gsm8k]}, own: {sets: [bbh], model: base}}.",
     )
-    divergence: str = Field(
-        default="reverse_kl", description="Divergence between scorer and student, as in train.divergence."
-    )
-    divergence_beta: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="The same as train.divergence_beta, for these texts; by default, train.divergence_beta.",
-    )
     divergence_weight: float = Field(
         default=1.0, ge=0, description="Weight of the divergence; 0 trains on rewards alone."
     )
-    top_logprobs: Positive = Field(
-        default=20, description="Number of the scorer's most likely tokens used at each position."
-    )
-    samples: Positive = Field(default=1, description="Number of texts per question.")
-    temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of the student's texts.")
-    max_tokens: Positive = Field(default=256, description="Maximum number of tokens per text.")
     engine: Literal["transformers", "ctranslate2"] = Field(
         default="transformers",
         description="Engine that writes the texts; ctranslate2 converts the student's weights at every refresh.",
@@ -220,7 +225,7 @@ class TrainOnPolicySection(Section):
         return self
 
 
-class OnPolicySection(Section):
+class OnPolicySection(OwnTextsSection):
     """On-policy distillation after the selection: the selected student answers training questions of generic sets, and
     learns the scores of the base student, or of another model, for each token. The result is tested next to the selected
     checkpoint, but is not selected itself."""
@@ -232,18 +237,6 @@ class OnPolicySection(Section):
         "base student.",
     )
     scorer_revision: str | None = Field(default=None, description="Branch, tag or commit of a scorer on the hub.")
-    divergence: str = Field(
-        default="reverse_kl", description="Divergence between scorer and student, as in train.divergence."
-    )
-    divergence_beta: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="The same as train.divergence_beta, for on_policy.divergence; by default, train.divergence_beta.",
-    )
-    top_logprobs: Positive = Field(
-        default=20, description="Number of the scorer's most likely tokens used at each position."
-    )
     keep: Share | None = Field(
         default=None,
         description="Fraction of the questions that are training questions of the task; the selected student, before this "
@@ -251,9 +244,6 @@ class OnPolicySection(Section):
     )
     steps: Positive = Field(default=100, description="Number of optimizer steps.")
     prompts_per_step: Positive = Field(default=32, description="Number of questions per step.")
-    samples: Positive = Field(default=1, description="Number of answers per question.")
-    temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of the student's answers.")
-    max_tokens: Positive = Field(default=256, description="Maximum number of tokens per answer.")
     learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate, constant after the warmup.")
     warmup_steps: Positive = Field(default=10, description="Number of steps of linear warmup.")
     checkpoint_every: Positive = Field(
