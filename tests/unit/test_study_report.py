@@ -39,11 +39,11 @@ def test_groups_are_named_by_their_choices_and_scored_over_seeds() -> None:
     made = view(example_study.rules())
     assert [(group.label, group.seeds) for group in made.groups] == [("one-hot", (1, 2, 3)), ("span", (1, 2, 3))]
     [main] = made.tables
-    columns = [main.columns[place] for place in main.summary]
+    columns = [main.columns[place] for place in main.summary.values()]
     assert [(column.kind, column.of, column.n) for column in columns] == [
         ("in-distribution", "set", 40), ("out-of-distribution", "mean over sets", 80), ("generic", "set", 40),
     ]  # fmt: skip
-    rows = {row.label: [row.cells[place] for place in main.summary] for row in main.rows}
+    rows = {row.label: [row.cells[place] for place in main.summary.values()] for row in main.rows}
     shares = {label: [cell.score.share for cell in cells if cell] for label, cells in rows.items()}
     # Out of distribution: the mean over seeds 1 to 3 of (10 + seed) / 40 and (8 + seed) / 40.
     assert shares["base"] == pytest.approx([4 / 40, 3 / 40, 32 / 40])
@@ -71,6 +71,23 @@ def test_failed_runs_and_copies_are_named_and_in_no_number() -> None:
     nothing = view_experiment(experiment._replace(runs=experiment.runs[-1:]), runs)
     assert not nothing.groups and "nothing to compare" in " ".join(describe_experiment(nothing))
     assert "index.html" in render_study_page("rules", "", [experiment._replace(runs=experiment.runs[-1:])], runs)
+
+
+def test_several_experiments_have_one_table_of_all_groups() -> None:
+    (rules, rule_runs), (sizes, size_runs) = example_study.rules(), example_study.sizes()
+    alone, both = (
+        render_study_page("both", "", experiments, {**rule_runs, **size_runs})["index.html"]
+        for experiments in ([rules[0]], [rules[0], sizes[0]])
+    )
+    assert isinstance(alone, str) and isinstance(both, str)
+    assert 'id="results"' not in alone
+    results = both[both.index('id="results"') : both.index(f'<section id="x-{rules[0].name}"')]
+    made = view_experiment(rules[0], rule_runs), view_experiment(sizes[0], size_runs)
+    for one in made:
+        assert f'href="#x-{one.name}"' in results
+        for row in one.tables[0].rows:
+            assert (f"<bdi>{row.label}</bdi>" in results) is not row.is_base
+    assert results.count("<tr>") == 1 + sum(not row.is_base for one in made for row in one.tables[0].rows)
 
 
 def test_the_front_is_over_all_runs() -> None:

@@ -133,10 +133,10 @@ class Table:
     rows: tuple[Row, ...]
 
     @property
-    def summary(self) -> tuple[int, ...]:
-        """The places of one column for each kind: of the mean over its sets, or of its only set."""
+    def summary(self) -> dict[SetGroup, int]:
+        """Kind -> place of its column: of the mean over its sets, or of its only set."""
         last = {column.kind: place for place, column in enumerate(self.columns) if column.kind is not None}
-        return tuple(last[kind] for kind in SET_GROUPS if kind in last)
+        return {kind: last[kind] for kind in SET_GROUPS if kind in last}
 
 
 @dataclass(frozen=True, slots=True)
