@@ -317,6 +317,11 @@ def _own_text_lines(recipe: Recipe, plan: run_cost.StepPlan, sets: run_cost.Sets
         f"  texts           {asked * section.samples} for {asked} of {total} prompts{each}, at most"
         f" {most * section.samples} per step, of at most {section.max_tokens} tokens",
     ]
+    if asked == total and any(source.teacher.kind != "human" for source in recipe.sources.values()):
+        lines += [
+            "  stored chains   are sampled, and none is learnt: with teacher: {kind: human, unsolved: answer}",
+            f"{INDENT}none is sampled; train.on_policy.scorers then names the model that scores",
+        ]
     if section.refresh_every > 1:
         cap = "" if section.ratio_cap is None else f"; importance ratios up to {section.ratio_cap:g}"
         lines.append(f"  ahead           {section.refresh_every} steps at once{cap}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 import stub
 import tiny
 from crashing import Crash, crash
-from potstill import models, runner
+from potstill import dry_run, models, runner
 from potstill.data import run_questions
 from potstill.data.splits import canonical_question
 from potstill.errors import UserError
@@ -74,6 +75,27 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def train_files(run_dir: Path) -> dict[str, bytes]:
     return {name: content for name, content in tiny.contents(run_dir).items() if name.startswith("train/")}
+
+
+def test_own_texts_alone_need_no_chains_of_a_teacher(world: Path, tmp_path: Path) -> None:
+    """From the first step on, with questions that have no solutions: every row is the student's, and the run has a report."""
+    questions = tmp_path / "sums.jsonl"
+    rows = [{key: value for key, value in row.items() if key != "rationale"} for row in tiny.rows("sums", 12)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = (
+        "train.on_policy={share: 1, max_tokens: 6, top_logprobs: 4, scorers: {big: {sets: [sums], model: teacher}}}"
+    )
+    alone = section.replace("model: teacher", f"model: {world / 'teacher'}")
+    keys = (f"sets.sums.file={questions}", "teacher={kind: human, unsolved: answer}", alone)
+    keys += ("train.formats={zero-shot-rationale: 1}", "evaluate.formats=[zero-shot-rationale]")
+    run_dir = tiny.make(world, tmp_path / "run", *keys)
+    assert [set(row["taught"]) for row in metrics(run_dir)] == [{"own/big"}] * 4
+    assert [row["written"]["texts"] for row in metrics(run_dir)] == [5] * 4
+    assert (run_dir / "report" / "index.html").exists()
+    unlearnt = "are sampled, and none is learnt"
+    assert unlearnt not in dry_run.describe_run(tiny.recipe(world, *keys))
+    assert unlearnt in dry_run.describe_run(tiny.recipe(world, section))
+    assert unlearnt not in dry_run.describe_run(tiny.recipe(world, section.replace("share: 1", "share: 0.9")))
 
 
 def test_the_steps_have_their_share_of_own_texts(world: Path, aligned: Path, tmp_path: Path) -> None:

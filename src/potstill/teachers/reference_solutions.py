@@ -48,14 +48,14 @@ class ReferenceSolutions(TextTeacher):
             return
         missing = [question.id for question in questions if not question.rationale]
         if missing and (self.recipe.teacher.unsolved == "stop" or len(missing) == len(questions)):
-            skip = ", set teacher.unsolved: skip," if len(missing) < len(questions) else ""
+            skip = ", set teacher.unsolved: skip" if len(missing) < len(questions) else ""
             raise UserError(
                 f"{len(missing)} of {len(questions)} questions have no solution for the teacher `human`",
                 code="E-teacher-no-solutions",
                 where="teacher",
                 found=f"the first one is {missing[0]}",
                 hint="give every training question a rationale (sets.NAME.fields names its field)"
-                f"{skip} use another teacher, or train on bare answers with teacher.unsolved: answer",
+                f"{skip}, use another teacher, or train on bare answers with teacher.unsolved: answer",
             )
 
     def _build_chain(self, question: Question) -> Chain:
