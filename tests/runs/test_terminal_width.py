@@ -42,6 +42,10 @@ def test_what_a_run_is_asked(here: Path, finished: Path) -> None:
     shutil.copytree(finished, "run")
     for command in ("status", "show", "check"):
         assert not wide_lines(command, "run")
+    for command in (("status", "run"), ("compare", "run@0", "run@4"), ("show", "run", "--batch", "1")):
+        result = CliRunner().invoke(cli.app, list(command), env={"COLUMNS": str(COLUMNS)})
+        table = result.stdout.partition("\n\n")[0]
+        assert len(table.splitlines()) > 3 and not [line for line in table.splitlines() if line.endswith(" ")]
     run = open_run(Path("run"))
     (chain, _), question = next(iter(run.chains())), next(iter(run.questions("validation")))
     options = {"--chain": f"{chain.question}#{chain.index}", "--batch": 1, "--prediction": question.id}

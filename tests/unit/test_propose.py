@@ -32,6 +32,12 @@ def number(i: int) -> int:
         ({"question": question, "answer": lambda i: f"name {chr(97 + i)}"}, {}, None, "text"),
         ({"question": question, "answer": lambda i: ("Bug", "bug", "spam")[i % 3]}, {}, ("Bug", "spam"), None),
         ({"x": question, "y": str}, {"question": "x", "answer": "y"}, None, "number"),
+        (
+            {"Frage": question, "Quelle": lambda i: "web", "Antwort": lambda i: ("Ja", "Nein")[i % 2]},
+            {"question": "Frage", "answer": "Antwort"},
+            ("Ja", "Nein"),
+            None,
+        ),
         ({"question": question, "answer": number, "solution": question}, {"rationale": "solution"}, None, "number"),
         ({"question": question, "answer": number, "id": lambda i: 1}, {"id": UNUSED}, None, "number"),
         ({"question": question, "answer": number, "nr": lambda i: 1000 + i}, {"id": "nr"}, None, "number"),

@@ -121,7 +121,8 @@ def _find_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str], chose
         columns["question"] = max(rest, key=lambda name: sum(map(len, texts[name])))
         rest.remove(columns["question"])
     if "answer" not in columns and rest:
-        columns["answer"] = min(rest, key=lambda name: len({str(row.get(name)) for row in rows}))
+        numbers = {name: len({str(row.get(name)) for row in rows}) for name in rest}
+        columns["answer"] = min(rest, key=lambda name: (numbers[name] == 1, numbers[name]))  # a constant is no answer
     for name in ("question", "answer"):
         if name not in columns:
             what, hint = f"no column can be the {name}", f"name it with --{name}"
