@@ -6,7 +6,8 @@ The server is the tests' stub in its own process: about 100 tokens with 5 candid
 sends the same requests with the same concurrency from the beginning, and reads the responses without decoding them. Both keep
 connections open. The stage also decodes, grades, truncates and stores. Without latency both sides wait only for the
 processor, which is the hardest case; with latency the server is the bottleneck, as with a model. Prints three JSON lines
-for each case, each the median of `--repeat` alternating pairs of runs:
+for each case, each the median of `--repeat` alternating pairs of runs, and a fourth with the rate of a bare loop that also
+stores what the stage stores: a line for each answer, flushed every second, and the table at the end.
 
 requests/s               the whole stage, including its probe, its ramp from a quarter of the concurrency, and sealing
 requests/s under way     from the first quarter of the answers to the last stored answer, as in a run of hours
@@ -23,9 +24,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,14 +36,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import msgspec
 
-from potstill import progress, runner
+from potstill import progress, runner, storage
 from potstill.data import run_questions
 from potstill.recipe import Recipe, parse_recipe
 from potstill.stages import sample
+from potstill.storage import parquet, segments
 from potstill.teachers import protocol
 from potstill.teachers.openai_api import request
 from potstill.teachers.openai_api.settings import settings_from_recipe
@@ -89,8 +94,15 @@ def under_way(moments: list[float]) -> float:
     return (len(moments) - 1 - first) / max(moments[-1] - moments[first], 1e-9)
 
 
-def stage_rates(recipe: Recipe, run_dir: Path) -> Rates:
-    """The rates of the stage."""
+class Stored(NamedTuple):
+    """What the stage stores: the line of each chain in a segment, and the table."""
+
+    lines: list[bytes]
+    table: bytes
+
+
+def stage_rates(recipe: Recipe, run_dir: Path) -> tuple[Rates, Stored]:
+    """The rates of the stage, and what it stored."""
     (run_dir / "sample").mkdir(exist_ok=True)
     moments: list[float] = []
 
@@ -103,13 +115,15 @@ def stage_rates(recipe: Recipe, run_dir: Path) -> Rates:
     _, counts = sample.Sample().make(run_dir, recipe)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
     progress.bar = original
+    table = run_dir / "sample" / sample.TABLE_FILE
+    stored = Stored(list(map(segments.encode_chain, parquet.read_chains(table))), table.read_bytes())
     for file in (run_dir / "sample").iterdir():
         file.unlink()
-    return counts["chains"] / seconds, under_way(moments), processor / counts["chains"]
+    return (counts["chains"] / seconds, under_way(moments), processor / counts["chains"]), stored
 
 
-def bare_rates(recipe: Recipe, run_dir: Path) -> Rates:
-    """The rates of a bare loop."""
+def bare_rates(recipe: Recipe, run_dir: Path, stored: Stored | None = None) -> Rates:
+    """The rates of a bare loop. stored: it also stores these bytes."""
     settings = settings_from_recipe(recipe, "bench")
     prompt_of = protocol.load_prompt_builder(recipe)
     bodies = [
@@ -124,18 +138,26 @@ def bare_rates(recipe: Recipe, run_dir: Path) -> Rates:
 
     async def main() -> Rates:
         source, moments = iter(bodies), list[float]()
+        lines = iter(stored.lines if stored else ())
         connector, headers = aiohttp.TCPConnector(limit=0), {"Content-Type": "application/json"}
         async with aiohttp.ClientSession(connector=connector, headers=headers) as client:
+            folder = run_dir / "bare"
+            segment = storage.Appender(folder / "lines.jsonl")
 
             async def worker() -> None:
                 for body in source:
                     async with client.post(settings.urls[0] + "/completions", data=body) as response:
                         assert response.status == 200 and await response.read()
+                    segment.append_lines(itertools.islice(lines, 1))
                     moments.append(time.perf_counter())
 
             start, processor_start = time.perf_counter(), time.process_time()
-            await asyncio.gather(*(worker() for _ in range(settings.concurrency)))
+            with segment:
+                await asyncio.gather(*(worker() for _ in range(settings.concurrency)))
+            if stored:
+                storage.write_file(folder / "table", stored.table)
             seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
+            shutil.rmtree(folder)
             return len(bodies) / seconds, under_way(moments), processor / len(bodies)
 
     return asyncio.run(main())
@@ -162,13 +184,21 @@ def print_row(name: str, ours: float, theirs: float | None, ratio: float | None,
 def rates(latency: float, concurrency: int, requests: int, repeat: int) -> None:
     with stub(latency, 93) as url, tempfile.TemporaryDirectory() as folder:
         recipe, run_dir = prepare_run(Path(folder), url, requests, concurrency)
-        pairs = [(stage_rates(recipe, run_dir), bare_rates(recipe, run_dir)) for _ in range(repeat)]
+        pairs, storing = [], []
+        for _ in range(repeat):
+            stage_run, stored = stage_rates(recipe, run_dir)
+            pairs.append((stage_run, bare_rates(recipe, run_dir)))
+            storing.append(bare_rates(recipe, run_dir, stored)[0])
     name = f"sampling, concurrency {concurrency}, latency {latency:g} s"
     for index, unit in enumerate(("requests/s", "requests/s under way", "processor ms a request")):
         scale = (1, 1, 1000)[index]
         stage, bare = (statistics.median(pair[side][index] * scale for pair in pairs) for side in (0, 1))
         ratio = statistics.median(stage_run[index] / bare_run[index] for stage_run, bare_run in pairs)
         print_row(f"{name}, {requests} requests", stage, bare, round(ratio if index < 2 else 1 / ratio, 3), unit)
+    ratio = statistics.median(rate / pair[1][0] for rate, pair in zip(storing, pairs, strict=True))
+    bare = statistics.median(pair[1][0] for pair in pairs)
+    name = f"{name}, {requests} requests: a bare loop that stores"
+    print_row(name, statistics.median(storing), bare, round(ratio, 3), "requests/s")
 
 
 def memory(count: int) -> None:

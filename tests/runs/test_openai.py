@@ -75,7 +75,7 @@ def drawn(url: str | tuple[str, ...], questions: list[Question], watch: UsageMet
     batches = teacher.sample(
         server_settings, Capabilities(), reader, questions, prompt_of, SamplingState(done, usage=watch or UsageMeter())
     )
-    return [chain for batch in batches for chain in batch]
+    return [row.as_chain() for batch in batches for row in batch]
 
 
 # --- what is asked, and what comes ---------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_a_question_that_is_refused_stops_only_at_the_end() -> None:
             stream = teacher.sample(server_settings, Capabilities(), reader, questions(12), prompt_of, SamplingState())
             try:
                 for batch in stream:
-                    found += batch
+                    found += [row.as_chain() for row in batch]
             except UserError as fault:
                 assert fails and "E-teacher-refused-questions" in str(fault) and "context length" in str(fault)
             else:

@@ -47,7 +47,7 @@ def one(
         ReaderContext("t", "raw", reasoning=learn, **known),
     )
     assert bool(found) != bool(left)
-    return (found[0], "") if found else (None, said)
+    return (found[0].as_chain(), "") if found else (None, said)
 
 
 def chain(response: dict[str, Any] | bytes, **more) -> Chain:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.errors import UserError
 from potstill.records import END, Chain
 from potstill.serialization import from_json, to_json
+from potstill.storage.flat_chains import decode_row, encode_row, flatten
 from potstill.teachers.openai_api import chain_reader, response, server_errors
 from potstill.teachers.openai_api.chain_reader import read_chain
 from potstill.teachers.openai_api.response import Choice, Logprobs, Message, TokenLogprobs, TokenOutcome
@@ -134,7 +135,7 @@ def test_the_quick_way_gives_the_same(recorded, monkeypatch: pytest.MonkeyPatch)
                     reader = ReaderContext("teacher", "raw", has_stop_strings=stops)
                     with monkeypatch.context() as patched:
                         chain = read_chain(choice, "q", 0, reader)
-                        patched.setattr(chain_reader, "read_plain_chain", lambda *_: None)
+                        patched.setattr(chain_reader, "read_plain_row", lambda *_: None)
                         assert read_chain(choice, "q", 0, reader) == chain
     tokens = ["4", ".", "<end>"]
     tops = [{"4": -0.25, "<end>": -3.0}, {"!": -0.5}, {"<end>": -0.125, ".": -4.0}]
@@ -143,12 +144,43 @@ def test_the_quick_way_gives_the_same(recorded, monkeypatch: pytest.MonkeyPatch)
         choice = Choice(text="4." if reason == "stop" else "4.<end>", logprobs=listing, finish_reason=reason)
         chain = read_chain(choice, "q", 0, READER)
         assert (
-            chain_reader.read_plain_chain(choice, choice.text or "", "end" if reason == "stop" else "length")
-            is not None
+            chain_reader.read_plain_row(choice, choice.text or "", "end" if reason == "stop" else "length") is not None
         )
         with monkeypatch.context() as patched:
-            patched.setattr(chain_reader, "read_plain_chain", lambda *_: None)
+            patched.setattr(chain_reader, "read_plain_row", lambda *_: None)
             assert read_chain(choice, "q", 0, READER) == chain
+
+
+TOKENS = st.sampled_from(
+    ["4", " 4", "é", "", "\ufffd", "token_id:7", "\u0120a", " is", "<end>", "\ud83d", "\n", "answer"]
+)
+VALUES = st.one_of(st.floats(-6, 0), st.sampled_from([None, -9999.0, 0.5, -0.1234565, -0.0]))
+
+
+@settings(max_examples=150)
+@given(st.data(), st.sampled_from(["stop", "length", "tired"]), st.booleans(), st.booleans())
+def test_a_row_is_the_chain_that_the_careful_way_reads(data, reason, legacy, stops) -> None:
+    """A choice that is read as a row, or not, gives the chain that all steps give."""
+    names = data.draw(st.lists(TOKENS, min_size=1, max_size=5))
+    tables = [data.draw(st.dictionaries(TOKENS, VALUES, max_size=3)) for _ in names]
+    for name, table in zip(names, tables, strict=True):
+        table |= {name: data.draw(VALUES)} if data.draw(st.booleans()) else {}
+    values = [table.get(name, data.draw(VALUES)) for name, table in zip(names, tables, strict=True)]
+    listing = Logprobs(tokens=names, token_logprobs=values, top_logprobs=tables)
+    if not legacy:
+        rows = [[TokenOutcome(*outcome) for outcome in table.items()] for table in tables]
+        entries = [TokenLogprobs(*entry) for entry in zip(names, values, strict=True)]
+        for entry, row in zip(entries, rows, strict=True):
+            entry.top_logprobs = row
+        listing = Logprobs(content=entries)
+    text = "".join(names if data.draw(st.booleans()) else names[:-1])
+    choice, reader = Choice(text=text, logprobs=listing, finish_reason=reason), replace(READER, has_stop_strings=stops)
+    chain = read_chain(choice, "q", 3, reader)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chain_reader, "read_plain_row", lambda *_: None)
+        assert read_chain(choice, "q", 3, reader) == chain
+    if (row := chain_reader.read_row(choice, "q", 3, reader)) is not None:
+        assert row == flatten(chain) and decode_row(encode_row(row)) == row
 
 
 # --- reasoning -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import textwrap
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from potstill.recipe import Recipe
 from potstill.records import Chain, Question, Verdict
 from potstill.stages import Stage, StageResult
 from potstill.storage import atomic, ledger, manifest, parquet, run_folder, segments
+from potstill.storage.flat_chains import FlatChain, encode_row
 from potstill.storage.segments import UNSHARDED, ChainKeySet, Shard
 from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.protocol import FirstChainsCheck
@@ -147,13 +148,12 @@ def _sample_source(run_dir: Path, recipe: Recipe, source: str, shard: Shard) -> 
         total = len(questions) * recipe.teacher.samples // shard.count
         stored_of_shard = sampling.count_stored(done if shard == UNSHARDED else segments.stored_keys([segment.path]))
         tick = stack.enter_context(progress.bar(label, total, "chains", done=stored_of_shard))
-        batches = teacher.sample(questions, state)
-        if isinstance(batches, Generator):  # close before the ledger: requests may be billed
-            stack.callback(batches.close)
+        # Closed before the ledger: requests may be billed.
+        batches = stack.enter_context(contextlib.closing(teacher.sample_rows(questions, state)))
         for batch in batches:
             assert all(map(sampling.is_own, batch)), f"the chains of {source} have another source"
             new = [chain for chain in batch if done.add(chain.key)]
-            segment.append_lines(segments.encode_chain(chain) for chain in new)
+            segment.append_lines(map(encode_row, new))
             tick(len(new), usage.progress_note())
             record_usage()
             if first_chains is not None and not teacher.metered and (fault := first_chains.judge(1)) is not None:
@@ -211,7 +211,7 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
         tick = stack.enter_context(progress.bar("batch", total, "chains", done=len(done)))
         for chains, rows, ids in batch.read_results(paths, done, right, billed):
             writer.record(usage.spent(), ids)  # before the chains: no result is counted twice
-            segment.append_lines(segments.encode_chain(chain) for chain in chains if done.add(chain.key))
+            segment.append_lines(encode_row(chain) for chain in chains if done.add(chain.key))
             unanswered.append(rows)
             tick(len(chains), usage.progress_note())
     run_folder.append_log(run_dir, "batch read", **usage.as_json())
@@ -287,7 +287,7 @@ class _Sampling:
                     right[question.id] = right.get(question.id, 0) + 1
         return right
 
-    def is_own(self, chain: Chain) -> bool:
+    def is_own(self, chain: Chain | FlatChain) -> bool:
         """Whether a chain is of this source. In a run with one teacher, all chains are."""
         return self.source in ("", chain.source)
 

@@ -66,6 +66,14 @@ class FlatChain(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, 
         if self.spans is not None and len(self.spans) != tokens:
             raise ValueError(f"{len(self.spans)} spans of {tokens} tokens")
 
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return (self.question, self.source, self.index)
+
+    @property
+    def content(self) -> bytes:
+        return decode_bytes(self.text)
+
     def as_chain(self) -> Chain:
         """Raises ValueError if a piece is not bytes as JSON."""
         tokens = tuple(map(decode_bytes, self.tokens))

@@ -141,16 +141,20 @@ def join_parts(base: Chain, parts: Iterable[tuple[Chain, TextPart]]) -> tuple[Ch
     return joined, answer_start if answer_start >= 0 else len(content)
 
 
+def find_truncation(content: bytes, answer_start: int = 0) -> int | None:
+    """The byte at which `truncate_at_answer` ends a text; None if it leaves the text unchanged."""
+    # In Latin-1 every byte is one character, so the character position is a byte position.
+    end = prompts.find_answer_end(content[answer_start:].decode("latin-1"))
+    return None if end is None or answer_start + end == len(content) else answer_start + end
+
+
 def truncate_at_answer(chain: Chain, answer_start: int = 0) -> Chain:
     """The chain up to the end of the first line that contains "answer is"; unchanged if no newline follows that line.
 
     answer_start  the byte at which the search begins, because a thought may contain "the answer is" many times
     """
-    # In Latin-1 every byte is one character, so the character position is a byte position.
-    end = prompts.find_answer_end(chain.content[answer_start:].decode("latin-1"))
-    if end is None or answer_start + end == len(chain.content):
+    if (end := find_truncation(chain.content, answer_start)) is None:
         return chain
-    end += answer_start
     # The token that contains the newline. The list of a server may lack it.
     index = next((index for index, (_, stop) in enumerate(chain.spans) if stop > end), len(chain.tokens))
     start = chain.spans[index][0] if index < len(chain.tokens) else len(chain.content)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
@@ -30,6 +30,7 @@ from potstill.errors import UserError
 from potstill.prompts import Demonstration, PromptFormat, PromptStyle
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question, Turn
+from potstill.storage.flat_chains import FlatChain, flatten
 from potstill.storage.segments import UNSHARDED, ChainKey, Shard
 
 PromptBuilder = Callable[[Question], Prompt]
@@ -229,6 +230,18 @@ class Teacher(Protocol):
     def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
         """The chains of the questions, in batches. Raises UserError for an error that the user can fix."""
         ...
+
+    def sample_rows(
+        self, questions: Sequence[Question], state: SamplingState | None = None
+    ) -> Generator[list[FlatChain]]:
+        """The same chains as rows to store. A teacher that reads its chains as rows overrides it."""
+        batches = self.sample(questions, state)
+        try:
+            for batch in batches:
+                yield list(map(flatten, batch))
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
 
     # --- What the chains depend on
 

@@ -31,7 +31,8 @@ from typing import Any, ClassVar, Final, NamedTuple, Self
 import msgspec
 
 from potstill.errors import UserError
-from potstill.records import Chain, Question
+from potstill.records import Question
+from potstill.storage.flat_chains import FlatChain
 from potstill.storage.read import as_user_errors
 from potstill.storage.segments import ChainKey
 from potstill.teachers.openai_api import client, response, server_errors
@@ -189,7 +190,7 @@ class Batch:
 
     def read_results(
         self, paths: Iterable[Path], stored: Container[ChainKey], right: dict[str, int], counted: set[str]
-    ) -> Iterator[tuple[list[Chain], list[dict[str, Any]], list[str]]]:
+    ) -> Iterator[tuple[list[FlatChain], list[dict[str, Any]], list[str]]]:
         """For each result: its new chains, rows for `FailedResults`, and ids to count as billed.
 
         The chains are those that are not stored yet. There is a row if the result lacks chains, and an id if the result

@@ -68,7 +68,9 @@ class _Prober:
         return UserError(what, code=code, where=self.url, found=found, hint=hint)
 
     async def find_capabilities(self) -> Capabilities:
-        capabilities, body = await self._send(Capabilities(ids=self.context.lookup is not None), n=2)
+        start = Capabilities(ids=self.context.lookup is not None)
+        # All at once: a run that starts waits for one response of the server, not for two.
+        (capabilities, body), semantics = await asyncio.gather(self._send(start, n=2), self._find_semantics(start))
         if not body.choices:
             raise self.error("E-teacher-no-text", "the server's response has no text", hint="look at the server's log")
         honours_n = capabilities.n and len(body.choices) == 2
@@ -92,7 +94,7 @@ class _Prober:
             whole=DEFECT_ENTRIES_MISSING not in chain.defects,
             bytes="ids" if self.context.lookup is not None else _classify_bytes(choice, chain),
             ends=find_end_names(body, self.context),
-            semantics=await self._find_semantics(capabilities),
+            semantics=semantics,
         )
 
     async def _send(
@@ -208,18 +210,18 @@ class _Prober:
             hint = "name the tokenizer of the served model, or remove the key"
             raise self.error("E-teacher-wrong-tokenizer", what, found, hint=hint)
 
-    async def _find_semantics(self, capabilities: Capabilities) -> Semantics:
+    async def _find_semantics(self, start: Capabilities) -> Semantics:
         """Request the first token at temperature 1 and at the recipe's temperature, and compare its log-probabilities."""
         temperature = self.settings.temperature
+        if self.settings.top_logprobs == 0:
+            return "none"
         if temperature == 1.0:
             return "raw"  # at temperature 1 they do not differ
-        if "temperature" in capabilities.left_out:
-            return "unknown"
         tables = []
-        requests = (self._send(capabilities, temperature=value) for value in (1.0, temperature))
-        for _, body in await asyncio.gather(*requests):
+        requests = (self._send(start, temperature=value) for value in (1.0, temperature))
+        for capabilities, body in await asyncio.gather(*requests):
             entries = read_entries(body.choices[0], self.context) if body.choices else []
-            if not entries:
+            if not entries or "temperature" in capabilities.left_out:
                 return "unknown"
             alternatives = entries[0].alternatives
             tables.append(

@@ -23,10 +23,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+import msgspec
+
 from potstill import grading
 from potstill.errors import UserError
-from potstill.records import Chain, Prompt, Question
-from potstill.teachers.chain_parts import truncate_at_answer
+from potstill.records import Prompt, Question
+from potstill.storage.flat_chains import FlatChain, flatten
+from potstill.teachers.chain_parts import find_truncation, truncate_at_answer
 from potstill.teachers.openai_api import chain_reader, response, server_errors
 from potstill.teachers.openai_api.client import Client, Reply
 from potstill.teachers.openai_api.limits import AimdLimiter, Budget, Reservation
@@ -59,7 +62,7 @@ def collect_chains(
     settings: ServerSettings,
     capabilities: Capabilities,
     context: ReaderContext,
-) -> tuple[list[Chain], tuple[int, ...], str]:
+) -> tuple[list[FlatChain], tuple[int, ...], str]:
     """The chains of a response (also from a batch file), the indices still missing, and why they are missing.
 
     The chains are truncated after their answers, and get the first of the requested indices.
@@ -83,7 +86,7 @@ def _read_choice(
     settings: ServerSettings,
     capabilities: Capabilities,
     context: ReaderContext,
-) -> tuple[Chain | None, str]:
+) -> tuple[FlatChain | None, str]:
     if response.read_finish_reason(choice.finish_reason) == "broken":
         error = server_errors.parse_error(choice.error) if choice.error else None
         reason = error.message if error else f"finish_reason {choice.finish_reason}"
@@ -92,6 +95,9 @@ def _read_choice(
         return None, "a choice without a text"
     if starts_with_prompt(choice, request.prompt):
         return None, "the text begins with the prompt"
+    row = chain_reader.read_row(choice, request.question.id, index, context)
+    if row is not None and find_truncation(row.content) is None:
+        return row, ""
     try:
         chain, answer_start = chain_reader.read_chain_and_answer(choice, request.question.id, index, context)
     except response.DECODE_ERRORS as error:  # the bytes of tokens are decoded only here
@@ -101,7 +107,7 @@ def _read_choice(
             return None, "no log-probabilities this time"
         if capabilities.whole and not request.accept_incomplete and DEFECT_ENTRIES_MISSING in chain.defects:
             return None, "entries missing this time"
-    return truncate_at_answer(chain, answer_start), ""
+    return flatten(truncate_at_answer(chain, answer_start)), ""
 
 
 def starts_with_prompt(choice: Choice, prompt: Prompt) -> bool:
@@ -109,11 +115,14 @@ def starts_with_prompt(choice: Choice, prompt: Prompt) -> bool:
     return bool(prompt.plain) and choice.text is not None and choice.text.startswith(prompt.plain)
 
 
-def grade_and_count(chain: Chain, question: Question, usage: UsageMeter, right: dict[str, int]) -> None:
+def grade_and_count(chain: FlatChain, question: Question, usage: UsageMeter, right: dict[str, int]) -> None:
     """Grade a chain. Count it in `usage` and, if it is right, in `right` (question id -> number of right chains)."""
     usage.chains += 1
     usage.graded += 1
-    if grading.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
+    if (
+        grading.grade(chain.content.decode("utf-8", "replace"), question.gold, question.task, chain.stop).grade
+        == "right"
+    ):
         usage.right += 1
         right[question.id] = right.get(question.id, 0) + 1
 
@@ -158,7 +167,7 @@ class Scheduler:
         self.next_requests: deque[SampleRequest] = deque()  # requests of questions whose first request was sent
         self.retries: list[tuple[float, int, SampleRequest]] = []  # heap ordered by the time of the retry
         self.running: set[asyncio.Task[None]] = set()
-        self.ready: list[Chain] = []
+        self.ready: list[FlatChain] = []
         self.error: BaseException | None = None
         self.stopped = False
         self.waits_for_check = False  # whether a request waits for the check of the first chains
@@ -188,7 +197,7 @@ class Scheduler:
             raise self.error
         return bool(self.ready)
 
-    def take(self) -> list[Chain]:
+    def take(self) -> list[FlatChain]:
         """The chains that have arrived since the last call.
 
         `wait` does not return them, because asyncio formats the `repr` of a task's result when it handles signals; that
@@ -419,7 +428,7 @@ class Scheduler:
         await self.client.close()
 
 
-def _drop_probabilities(chain: Chain, defect: str) -> Chain:
+def _drop_probabilities(chain: FlatChain, defect: str) -> FlatChain:
     """The chain without tokens and probabilities, so that it gets hard targets, and with a defect."""
-    defects = tuple(sorted({*chain.defects, defect}))
-    return replace(chain, tokens=(), spans=(), candidates=(), semantics="none", defects=defects)
+    cleared = {"tokens": [], "spans": None, "outcomes": [], "log_probabilities": [], "step_sizes": []}
+    return msgspec.structs.replace(chain, **cleared, semantics="none", defects=sorted({*chain.defects, defect}))

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from potstill import progress, tokenization
 from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys
 from potstill.records import Chain, Question
+from potstill.storage.flat_chains import FlatChain
 from potstill.teachers.openai_api import capabilities as probing
 from potstill.teachers.openai_api import stored_scores
 from potstill.teachers.openai_api.batch_api import Batch, FailedResults, run_tag
@@ -120,6 +121,13 @@ class OpenAITeacher(Scorer):
         return asyncio.run(run())
 
     def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
+        with contextlib.closing(self.sample_rows(questions, state)) as batches:
+            for rows in batches:
+                yield [row.as_chain() for row in rows]
+
+    def sample_rows(
+        self, questions: Sequence[Question], state: SamplingState | None = None
+    ) -> Generator[list[FlatChain]]:
         state = state or SamplingState()
         server = state.server if state.server is not None else self.probe(questions, usage=state.usage)
         settings, capabilities = self._split_settings(state), parse_capabilities(server)
@@ -297,7 +305,7 @@ def sample(
     questions: Sequence[Question],
     build_prompt: PromptBuilder,
     state: SamplingState,
-) -> Iterator[list[Chain]]:
+) -> Generator[list[FlatChain]]:
     """The chains of all servers, in batches as they arrive. The event loop runs only while the caller waits for a batch."""
     usage = state.usage
     with asyncio.Runner() as runner:
