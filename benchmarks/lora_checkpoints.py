@@ -82,7 +82,7 @@ def measure(base: Path, args: argparse.Namespace) -> dict[str, object]:
     seconds["save_merged"] = median(save_merged, args.times)
     seconds["open_adapter"] = median(open_adapter, args.times)
     seconds["open_merged"] = median(lambda: models.open_student(merged), args.times)
-    state = training.optimizer_state_bytes(optimizer, parameters=True)
+    state = training.optimizer_state_bytes(optimizer)
     own, other = open_adapter().weights(), models.open_student(merged).weights()
     return {
         "parameters": parameters,

@@ -80,7 +80,8 @@ def measure(way, rank, world, folder, args, tokenizer, results) -> None:
     ):
         times.append(time.process_time() - began)
         began = time.process_time()
-    tensors = training.optimizer_state(optimizer, parameters=True).values()
+    state = training.optimizer_state(optimizer).values()
+    tensors = [*state, *(value for group in optimizer.param_groups for value in group["params"])]
     held = sum((value.to_local() if isinstance(value, DTensor) else value).numel() * 4 for value in tensors)
     if rank == 0:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -14,6 +14,7 @@ the variables in `LAUNCHER_VARIABLES`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import platform
@@ -106,15 +107,18 @@ def peak_memory() -> int:
 
 def machine_info() -> dict[str, Any]:
     """Host, process and versions, for the log of a run."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    names = ("potstill", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+    versions = {name: version(name) for name in ("potstill", "torch", "transformers", "tokenizers", "numpy", "pyarrow")}
+    for name in ("peft", "bitsandbytes"):  # of the extras lora and qlora
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "host": platform.node(),
         "pid": os.getpid(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
+        "versions": versions,
     }
 
 

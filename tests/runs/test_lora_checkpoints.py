@@ -25,10 +25,13 @@ from potstill.evaluation import checkpoint, query
 from potstill.export.source import open_exported_run
 from potstill.models import Shape, Student
 from potstill.models.adapter_files import ADAPTER_FILE, merge_adapter
+from potstill.models.lora import is_thin_matrix
 from potstill.records import Checkpoint
 from potstill.run_reader import open_run
 from potstill.storage import atomic
+from potstill.training import checkpoints
 from potstill.training.checkpoints import CheckpointWriter
+from potstill.training.optimizer import named_parameters
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft (the extra lora)")
 
@@ -68,7 +71,7 @@ def make(data: Path, run_dir: Path, *changes: str, until: str = "report") -> Pat
 
 @contextmanager
 def merged_checkpoints() -> Iterator[None]:
-    """Save checkpoints as earlier versions did: the whole model with merged weights."""
+    """Save checkpoints as earlier versions did: the whole model with merged weights, and the adapter with the optimizer."""
 
     def save_merged(self: Student, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         if not self.has_adapters:
@@ -84,11 +87,16 @@ def merged_checkpoints() -> Iterator[None]:
         base_of.append(models.model_folder(recipe))
         return named(recipe, student)
 
-    base_of = list[Path]()
+    def state_with_adapters(optimizer: Any) -> dict[str, Tensor]:
+        adapters = {f"{name}/itself": value for name, value in named_parameters(optimizer) if is_thin_matrix(name)}
+        return state(optimizer) | adapters
+
+    base_of, state = list[Path](), checkpoints.optimizer_state
     save_checkpoint, named = Student.save_checkpoint, models.adapter_base
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Student, "save_checkpoint", save_merged)
         patch.setattr(models, "adapter_base", adapter_base)
+        patch.setattr(checkpoints, "optimizer_state", state_with_adapters)
         yield
 
 

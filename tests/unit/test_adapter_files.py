@@ -129,6 +129,18 @@ def test_an_adapter_belongs_to_one_base(trained: Any, now: Any, same: bool, tmp_
             check_base(tmp_path, AdapterBase(digests=now))
 
 
+@pytest.mark.parametrize("now, told", [("0.50.2", False), ("0.51.0", True), (None, False)])
+def test_another_version_of_bitsandbytes_is_told(
+    now: str | None, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"digests": {"student.model": "a"}, "rounding": "nf4", "bitsandbytes": "0.50.2"}
+    (tmp_path / adapter_files.BASE_FILE).write_text(json.dumps(row))
+    base = AdapterBase(digests=row["digests"], rounding="nf4", rounded_by=now)
+    check_base(tmp_path, base)
+    printed = "".join(capsys.readouterr())
+    assert ("0.50.2" in printed and "0.51.0" in printed) == told == bool(printed)
+
+
 @needs_peft
 def test_another_base_is_refused_however_it_came_there(world: Path, tmp_path: Path) -> None:
     (base := tmp_path / "base").mkdir()

@@ -118,7 +118,10 @@ FILES: Final = {
     " without a template of its own.",
     "MODEL/adapter_config.json": "The rank and the layers of a LoRA adapter, and the name of its base, for peft.",
     "MODEL/adapter_model.safetensors": "The matrices of the adapter.",
-    "MODEL/base.json": "Digests of the base with which the adapter was trained. An adapter is opened on this base only.",
+    "MODEL/base.json": (
+        "Digests of the base with which the adapter was trained, and the version of bitsandbytes that rounded it to 4 bits. "
+        "An adapter is opened on this base only."
+    ),
     "MODEL/adapter/": "The adapter beside the merged weights, as a folder of peft (`student/` only).",
     "MODEL/engine.safetensors": "Optimizer state, to resume training (the newest checkpoint only).",
     "MODEL/engine/": "The optimizer state with `train.sharding: full`, one file for each process.",

@@ -15,6 +15,7 @@ from potstill.models.adapter_files import (
     copy_adapter,
     find_adapter,
     is_adapter,
+    load_adapter,
 )
 from potstill.models.batch import Batch, Example, WrittenText
 from potstill.models.chat_template import ChatSettings, ChatTemplate, open_chat_template
@@ -101,6 +102,7 @@ __all__ = [
     "from_recipe",
     "interpolate_weights",
     "is_adapter",
+    "load_adapter",
     "locate_model",
     "model_folder",
     "open_adapter_base",

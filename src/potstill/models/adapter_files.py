@@ -2,7 +2,7 @@
 
     adapter_config.json          the rank, the layers and the base's name, for peft and transformers
     adapter_model.safetensors    the thin matrices, in float32
-    base.json                    digests of the base with which the adapter was trained
+    base.json                    digests of the base with which the adapter was trained, and what rounded it to 4 bits
 
     >>> stored_name("model.layers.0.self_attn.q_proj.lora_A.default.weight")
     'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from potstill import storage
+from potstill import progress, storage
 from potstill.errors import UserError
 from potstill.models import lora, weight_files
 from potstill.models.lora import ALPHA_PER_RANK, is_thin_matrix
@@ -47,12 +47,14 @@ class AdapterBase:
     revision  the commit or branch of a model on the hub
     digests   recipe key -> digest of the base (`ModelSource.identity`), or of its random weights
     rounding  4-bit type to which the weights of its layers were rounded (`lora.round_layers`); None without rounding
+    rounded_by  version of bitsandbytes, which rounded them; None if it is unknown
     """
 
     name: str | None = None
     revision: str | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     rounding: str | None = None
+    rounded_by: str | None = None
 
 
 def stored_name(name: str) -> str:
@@ -95,7 +97,7 @@ def save_adapter(state: Mapping[str, Tensor], folder: Path, family: str, base: A
     config |= {"peft_type": "LORA", "target_modules": layers}  # instead of a value of an enumeration, and of a set
     storage.write_json(folder / ADAPTER_CONFIG, config)
     _write_matrices(folder, state)
-    rounding = {} if base.rounding is None else {"rounding": base.rounding}
+    rounding = {} if base.rounding is None else {"rounding": base.rounding, "bitsandbytes": base.rounded_by}
     storage.write_json(folder / BASE_FILE, {"digests": dict(base.digests), **rounding})
 
 
@@ -117,9 +119,14 @@ def copy_adapter(source: Path, folder: Path, share: float = 1.0) -> None:
 def check_base(folder: Path, base: AdapterBase) -> None:
     """Raise UserError unless `base` is the base with which the adapter in a folder was trained.
 
-    A model of the hub is the same if its commit is; every other one if the digest of its files is.
+    A model of the hub is the same if its commit is; every other one if the digest of its files is. Prints a line if another
+    version of bitsandbytes rounds the base than in training, because the weights may differ.
     """
-    trained = read_base(folder).digests
+    stored = read_base(folder)
+    if stored.rounded_by and base.rounded_by and stored.rounded_by != base.rounded_by:
+        versions = f"bitsandbytes {stored.rounded_by} rounded the base in training, {base.rounded_by} rounds it now"
+        progress.print_line(f"{folder}: {versions}; its weights may differ", "yellow")
+    trained = stored.digests
     commits = {key for key in trained if key.endswith(COMMIT_SUFFIX)}
     changed = sorted(key for key in (commits or trained.keys()) if trained[key] != base.digests.get(key))
     if changed:
@@ -143,7 +150,9 @@ def read_base(folder: Path) -> AdapterBase:
         digests = {str(key): str(value) for key, value in row["digests"].items()}
         if (rounding := row.get("rounding")) not in (None, lora.QUANTIZATION):
             raise ValueError(f"the rounding {rounding!r}")
-        return AdapterBase(digests=digests, rounding=rounding)
+        if not isinstance(rounded_by := row.get("bitsandbytes"), str | None):
+            raise TypeError(f"the version {rounded_by!r} of bitsandbytes")
+        return AdapterBase(digests=digests, rounding=rounding, rounded_by=rounded_by)
 
 
 def load_adapter(model: Any, folder: Path) -> None:
@@ -168,17 +177,23 @@ def merge_adapter(model: Any, folder: Path) -> None:
     with storage.as_format_errors(folder / ADAPTER_CONFIG):
         scaling = config["lora_alpha"] / config["r"]
     names = {name.partition(".lora_")[0] for name in state}
-    modules = dict(model.named_modules())
+    modules, buffer = (
+        dict(model.named_modules()),
+        torch.empty(0),
+    )  # one buffer for all products: new memory is slow to write
     for name in sorted(names):
         thin_in, thin_out = (state.get(f"{name}.lora_{part}.weight") for part in "AB")
         layer = modules.get(name.removeprefix("base_model.model."))
         if thin_in is None or thin_out is None or layer is None or thin_in.shape[0] != thin_out.shape[1]:
             raise _mismatch(folder, name)
-        product = thin_out @ thin_in
+        rows, columns = thin_out.shape[0], thin_in.shape[1]
+        if buffer.numel() < rows * columns or buffer.dtype != thin_out.dtype:
+            buffer = thin_out.new_empty(rows * columns)
+        product = torch.mm(thin_out, thin_in, out=buffer[: rows * columns].view(rows, columns))
         product = product.T if isinstance(layer, Conv1D) else product
         if product.shape != layer.weight.shape:
             raise _mismatch(folder, name)
-        layer.weight += (product * scaling).to(layer.weight.dtype)
+        layer.weight += product.mul_(scaling).to(layer.weight.dtype)
         weight_files.refuse_non_finite(folder, iter([(name, layer.weight)]))
 
 

@@ -329,13 +329,13 @@ def open_adapter_base(recipe: Recipe, folder: Path) -> Student:
 def adapter_base(recipe: Recipe, student: Student) -> adapter_files.AdapterBase:
     """The base student of a recipe as the base of adapters. student: the base, with weights."""
     section = recipe.student
-    rounding = lora.QUANTIZATION if recipe.train.load_in_4bit else None
+    rounding = (lora.QUANTIZATION, lora.bitsandbytes_version()) if recipe.train.load_in_4bit else (None, None)
     if section.model is None:
         digests = {"student.shape": adapter_files.digest_weights(student.model)}
-        return adapter_files.AdapterBase(digests=digests, rounding=rounding)
+        return adapter_files.AdapterBase(None, None, digests, *rounding)
     source = _model_source(recipe)
     revision = section.revision if source.commit is None else source.commit
-    return adapter_files.AdapterBase(section.model, revision, source.identity("student.model"), rounding)
+    return adapter_files.AdapterBase(section.model, revision, source.identity("student.model"), *rounding)
 
 
 def model_folder(recipe: Recipe) -> Path:

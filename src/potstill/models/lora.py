@@ -14,6 +14,7 @@ belongs to the rounded weights, which `round_layers` makes again from the base.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Final, Literal
 
@@ -53,6 +54,14 @@ def check_quantization() -> None:
             f"train on a machine with a GPU, or remove {key}: LoRA works without it",
         )
         raise UserError(what, code="E-train-4bit-needs-gpu", where=key, hint=hint)
+
+
+def bitsandbytes_version() -> str | None:
+    """The version of the library that rounds weights to 4 bits; None if it is not installed."""
+    try:
+        return version("bitsandbytes")
+    except PackageNotFoundError:
+        return None
 
 
 def _check_bitsandbytes() -> None:

@@ -332,15 +332,20 @@ def _check_steps(made: int, recipe: Recipe) -> None:
 
 
 def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
-    if recipe.train.lora:  # the engine state has the adapters, too
-        student = models.from_recipe(recipe)
+    if recipe.train.lora:
+        student, checkpoint = models.from_recipe(recipe), folder / str(step)
         student.adapter_base = models.adapter_base(recipe, student)
-        if models.is_adapter(folder / str(step)):  # earlier versions saved merged weights
-            models.check_base(folder / str(step), student.adapter_base)
+        has_adapter = models.is_adapter(
+            checkpoint
+        )  # earlier versions saved merged weights, and adapters with the optimizer
+        if has_adapter:
+            models.check_base(checkpoint, student.adapter_base)
         if recipe.train.load_in_4bit:
             models.check_quantization()
             models.quantize_layers(student.model, recipe.train.precision)
         models.add_adapters(student.model, recipe.train.lora, recipe.training_seed)
+        if has_adapter:
+            models.load_adapter(student.model, checkpoint)
         return student
     if step == 0:
         return models.from_recipe(recipe)

@@ -72,7 +72,7 @@ class CheckpointWriter:
         if self._executor is None:
             _save_in_place(self.folder, step, self._student, self._optimizer)
         else:
-            state = _copy_to_cpu(optimizer_state(self._optimizer, parameters=self._student.has_adapters))
+            state = _copy_to_cpu(optimizer_state(self._optimizer))
             weights = self._student.copy_weights()
             self._pending = self._executor.submit(_write_checkpoint, self.folder, step, self._student, weights, state)
         self.seconds += time.monotonic() - began
@@ -167,7 +167,7 @@ def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimiz
     writes its part of a sharded optimizer state."""
     if not is_sharded(student):
         if is_main_process():
-            _write_checkpoint(folder, step, student, None, optimizer_state(optimizer, parameters=student.has_adapters))
+            _write_checkpoint(folder, step, student, None, optimizer_state(optimizer))
         return
     weights = full_state_dict(student)
     with storage.write_folder(folder / str(step)) if is_main_process() else nullcontext() as unfinished:
@@ -176,7 +176,7 @@ def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimiz
             _write_digests(folder, step, unfinished)  # the sharded state has its own digests
         target = broadcast_from_main(lambda: unfinished)
         assert target is not None
-        save_optimizer_shards(optimizer, target / OPTIMIZER_FOLDER, parameters=student.has_adapters)
+        save_optimizer_shards(optimizer, target / OPTIMIZER_FOLDER)
     if is_main_process():
         _remove_older_states(folder, step)
 

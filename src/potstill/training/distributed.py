@@ -189,10 +189,10 @@ DIGESTS_FILE: Final = "digests.json"
 _SHARD_PATTERN: Final = "shard-{:05d}-*.safetensors"  # the files of one process, counted from 1
 
 
-def save_optimizer_shards(optimizer: Optimizer, folder: Path, *, parameters: bool = False) -> None:
-    """Write `optimizer_state` into a new folder; every process must call it. `parameters` as in `optimizer_state`."""
+def save_optimizer_shards(optimizer: Optimizer, folder: Path) -> None:
+    """Write `optimizer_state` into a new folder; every process must call it."""
     # Sorted by name, because a restored state has another order than the state of a training without a resume.
-    state = sorted(optimizer_state(optimizer, parameters=parameters).items())
+    state = sorted(optimizer_state(optimizer).items())
     tensors = {name: value.detach() for name, value in state}
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # it warns about a group of one process
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))

@@ -129,15 +129,10 @@ def optimizer_from_recipe(recipe: Recipe, model: nn.Module, rate: float) -> Opti
     )
 
 
-def optimizer_state(optimizer: Optimizer, *, parameters: bool = False) -> dict[str, Tensor]:
-    """The optimizer's state as a dict from `<parameter>/<entry>` to tensors; empty before its first step.
-
-    parameters  include the parameters as `<parameter>/itself`. Needed if the checkpoint has other weights (merged adapters)
-    """
+def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as a dict from `<parameter>/<entry>` to tensors; empty before its first step."""
     state = {}
     for name, parameter in named_parameters(optimizer):
-        if parameters:
-            state[f"{name}/{PARAMETER_KEY}"] = parameter
         for entry, value in optimizer.state.get(parameter, {}).items():
             state[f"{name}/{entry}"] = value
     return state
@@ -146,7 +141,8 @@ def optimizer_state(optimizer: Optimizer, *, parameters: bool = False) -> dict[s
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_state`, for an optimizer over the same parameters.
 
-    Raises UserError if names or shapes differ.
+    Earlier versions stored adapters here, as `<parameter>/itself`; these parameters are restored, too. Raises UserError if
+    names or shapes differ.
     """
     entries_of: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -169,9 +165,9 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
         raise mismatch_error(f"{next(iter(entries_of))}, which is no parameter")
 
 
-def optimizer_state_bytes(optimizer: Optimizer, *, parameters: bool = False) -> bytes:
+def optimizer_state_bytes(optimizer: Optimizer) -> bytes:
     """`optimizer_state` as one safetensors file."""
-    return safetensors.torch.save(_cpu_tensors(optimizer_state(optimizer, parameters=parameters)))
+    return safetensors.torch.save(_cpu_tensors(optimizer_state(optimizer)))
 
 
 def save_optimizer_state(tensors: Mapping[str, Tensor], path: Path) -> None:
