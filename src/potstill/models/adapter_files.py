@@ -193,7 +193,7 @@ def merge_adapter(model: Any, folder: Path) -> None:
         product = product.T if isinstance(layer, Conv1D) else product
         if product.shape != layer.weight.shape:
             raise _mismatch(folder, name)
-        layer.weight += product.mul_(scaling).to(layer.weight.dtype)
+        layer.weight.add_(product.mul_(scaling).to(layer.weight.dtype))
         weight_files.refuse_non_finite(folder, iter([(name, layer.weight)]))
 
 
