@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -276,8 +277,8 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
             torn.write(b'{"question": "sums/')
         before = tiny.contents(run_dir)
         status.print_overview(run_dir)
-        line = " ".join(capsys.readouterr().out.split())  # the path decides where the line is wrapped
-        key = "".join(line.partition("--chain ")[2].partition(",")[0].split())
+        [key] = re.findall(r"--chain (\S+)", capsys.readouterr().out)
+        key = key.strip("'")  # quoted for the shell
         show.print_chain(run_dir, key)
         output = capsys.readouterr().out
         assert "gold: " in output and "The answer is" in output
