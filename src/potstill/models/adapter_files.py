@@ -177,10 +177,8 @@ def merge_adapter(model: Any, folder: Path) -> None:
     with storage.as_format_errors(folder / ADAPTER_CONFIG):
         scaling = config["lora_alpha"] / config["r"]
     names = {name.partition(".lora_")[0] for name in state}
-    modules, buffer = (
-        dict(model.named_modules()),
-        torch.empty(0),
-    )  # one buffer for all products: new memory is slow to write
+    modules = dict(model.named_modules())
+    buffer = torch.empty(0)  # one buffer for all products: new memory is slow to write
     for name in sorted(names):
         thin_in, thin_out = (state.get(f"{name}.lora_{part}.weight") for part in "AB")
         layer = modules.get(name.removeprefix("base_model.model."))
