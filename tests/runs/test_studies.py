@@ -389,6 +389,10 @@ def test_the_plan_has_the_cost_of_what_is_left(here: Path) -> None:
     longer = plan("train.prompts_per_step=7")
     assert not asks(longer) and any(line.startswith("time") for line in longer), "only the training is made again"
     assert len(asks(plan("teacher.seed=9"))) == 1
+    refused = CliRunner().invoke(cli.app, ["study", "rules.yaml", "--dry-run", "--set", "train.prompts_per_step=7"])
+    assert refused.exit_code == 2 or isinstance(refused.exception, UserError)
+    assert refused.output.count("E-run-stage-differs") == 4 and refused.output.count("--redo-outdated") == 4
+    assert "--redo train" not in refused.output
 
 
 def test_tables_have_the_scores_of_compare_with_the_names_of_the_choices(here: Path) -> None:

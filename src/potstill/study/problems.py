@@ -19,6 +19,11 @@ from potstill.stages import recipe_stages
 from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.processes import is_finished
 
+# Instead of the hint for a single run, which names an option that a study lacks.
+OUTDATED_HINT: Final = (
+    "restore the old values, give the study another name, or add --redo-outdated: it makes this stage and the later ones"
+    " again, but never removes chains that cost money"
+)
 SEEDS: Final = {"seed": True, "teacher": {"seed"}, "train": {"seed"}, "evaluate": {"seed"}, "name": True}
 
 
@@ -67,5 +72,12 @@ def _find_outdated(run: StudyRun) -> list[preflight.Problem]:
     """The stages that do not match the recipe any more, which the run would refuse."""
     if not (run.run_dir / "recipe.yaml").is_file():
         return []
-    plans = runner.plan_stages(run.recipe, run.run_dir)
-    return [preflight.Problem(plan.stage, plan.fault) for plan in plans if plan.fault is not None]
+    faults = [
+        (plan.stage, plan.fault) for plan in runner.plan_stages(run.recipe, run.run_dir) if plan.fault is not None
+    ]
+    return [
+        preflight.Problem(
+            stage, UserError(fault.what, code=fault.code, where=fault.where, found=fault.found, hint=OUTDATED_HINT)
+        )
+        for stage, fault in faults
+    ]
