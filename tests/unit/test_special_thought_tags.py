@@ -7,8 +7,10 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from transformers import AutoTokenizer
 
 from markov import markov
 from potstill import tokenization
@@ -18,6 +20,7 @@ from potstill.inference import Decode, Generation, Request
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import Shape, random_student
 from potstill.records import END, Prediction
+from potstill.report.card import decoding_code
 from potstill.teachers.local_model import build_chain
 from potstill.tokenization import Tokenizer
 from potstill.training.own_texts import Slot, write_texts
@@ -124,3 +127,20 @@ def test_runs_with_special_tags_are_other_runs(tmp_path: Path, special: Tokenize
     assert tokenization.thought_tags_identity(tmp_path / "plain", "k") == {}
     found = tokenization.thought_tags_identity(tmp_path / "special", "k")
     assert set(found) == {"k (tags of thoughts)"} and "<think>" in found["k (tags of thoughts)"].split(", ")
+
+
+def test_the_program_of_the_card_keeps_the_tags(
+    engines: tuple[TransformersEngine, TransformersEngine], tmp_path: Path
+) -> None:
+    engine, _ = engines
+    tokenizer = engine.student.tokenizer
+    engine.student.save(tmp_path)
+    tags = tuple(name.decode() for name in tokenizer.vocabulary.thought_tags.values())
+    for pieces in ((*THOUGHT, ANSWER), (THOUGHT[1],), (ANSWER, *THOUGHT, *THOUGHT)):
+        ids = [*ids_of(tokenizer, pieces), tokenizer.eos]
+        statements, expression = decoding_code(tags)
+        scope = {"tokenizer": AutoTokenizer.from_pretrained(tmp_path), "text": torch.tensor(ids)}
+        exec("\n".join([*statements, f"text = {expression}"]), scope)
+        assert scope["text"] == written(engine, pieces).text == "".join(pieces)
+    statements, expression = decoding_code(())
+    assert not statements and "skip_special_tokens=True" in expression

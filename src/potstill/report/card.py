@@ -45,6 +45,7 @@ class CardFacts:
     tokenizer_class     class of transformers that gives the student's own token ids; None if no class does
     has_template        whether the folder's chat template is the trained prompt
     end_tokens          names of the tokens that end a text
+    thought_tags        names of the special tokens that are tags of thoughts, which texts contain
     has_rationales      whether the student was trained on rationales, and not only on bare answers
     has_teacher_chains  whether these are a teacher's chains
     weights_dtype       dtype of the weights in the folder
@@ -58,6 +59,7 @@ class CardFacts:
     tokenizer_class: str | None = None
     has_template: bool = False
     end_tokens: tuple[str, ...] = ()
+    thought_tags: tuple[str, ...] = ()
     has_rationales: bool = True
     has_teacher_chains: bool = False
     weights_dtype: str = "float32"
@@ -223,7 +225,7 @@ def render_program(facts: CardFacts, settings: QuerySettings) -> str:
     model, tokenizer = MODEL_CLASSES[settings.family], facts.tokenizer_class
     special = ", add_special_tokens=False" if settings.is_chat else ""
     text = "output[0]" if settings.family == "t5" else 'output[0, inputs["input_ids"].shape[1] :]'
-    decode = "tokenizer.decode(text, skip_special_tokens=True, clean_up_tokenization_spaces=False)"
+    prepare, decode = decoding_code(facts.thought_tags)
     lines = [
         *(["import re", ""] if settings.stop_at_answer else []),
         f"from transformers import {', '.join(sorted([model, str(tokenizer)]))}",
@@ -238,6 +240,7 @@ def render_program(facts: CardFacts, settings: QuerySettings) -> str:
         f'    inputs = tokenizer(prompt{special}, return_tensors="pt")',
         f"    output = model.generate(**inputs)  # greedy, at most {settings.max_tokens} tokens",
         f"    text = {text}",
+        *(f"    {line}" for line in prepare),
     ]
     if settings.stop_at_answer:
         sentence = prompts.ANSWER_SENTENCE
@@ -249,6 +252,20 @@ def render_program(facts: CardFacts, settings: QuerySettings) -> str:
     else:
         lines.append(f"    return {decode}")
     return "\n".join([*lines, "", "", 'print(ask("Your question"))'])
+
+
+def decoding_code(thought_tags: Sequence[str]) -> tuple[list[str], str]:
+    """Statements that change the token ids `text`, and the expression of their text. Special tokens are left out, except tags
+    of thoughts."""
+    if not thought_tags:
+        return [], "tokenizer.decode(text, skip_special_tokens=True, clean_up_tokenization_spaces=False)"
+    tags = json.dumps(list(thought_tags), ensure_ascii=True)
+    lines = [
+        "names = {token: str(name) for token, name in tokenizer.added_tokens_decoder.items() if name.special}",
+        f"hidden = {{token for token, name in names.items() if name not in {tags}}}",
+        "text = [token for token in text.tolist() if token not in hidden]",
+    ]
+    return lines, "tokenizer.decode(text, skip_special_tokens=False, clean_up_tokenization_spaces=False)"
 
 
 def format_f_string(before: str, after: str, indent: int = 4) -> str:

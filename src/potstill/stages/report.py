@@ -114,6 +114,7 @@ def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: 
         tokenizer_class=tokenizer_class,
         has_template=has_template,
         end_tokens=tuple(names[token] for token in end_tokens if token in names),
+        thought_tags=tuple(names[token] for token in sorted(student.tokenizer.vocabulary.thought_tags)),
         has_rationales=any(quota and prompts.FORMATS[name].rationale for name, quota in recipe.train.formats.items()),
         has_teacher_chains=any(source.teacher.kind != "human" for source in recipe.sources.values()),
         weights_dtype=dtype,
