@@ -375,7 +375,7 @@ def test_the_plan_has_the_cost_of_what_is_left(here: Path) -> None:
         return result.output.splitlines()
 
     def asks(lines: list[str]) -> list[str]:
-        """The entries of teachers, whole: a long line is wrapped, and goes on with spaces."""
+        """The entries of teachers. The rest of a wrapped line is indented."""
         entries = re.split(r"\n(?! )", "\n".join(lines))
         return [" ".join(entry.split()) for entry in entries if entry.startswith("teacher")]
 
