@@ -26,7 +26,6 @@ from potstill import (
     prompts,
     run_cost,
     runner,
-    stages,
     teachers,
     thoughts,
     tokenization,
@@ -114,7 +113,7 @@ def _plan_run(recipe: Recipe, run_dir: Path, redo: str | None) -> RunPlan:
 
     def problem_lines() -> list[str]:
         nonlocal checked
-        found = _find_problems(recipe, train, None if redo else run_dir)
+        found = preflight.list_problems(recipe, None if redo else run_dir, questions=train)
         checked = True
         # A problem that may still be fixed stops the run only if nothing else is left to make.
         waits = any(plan.action != "keep" for plan in plans[:-1]) or not plans
@@ -127,15 +126,6 @@ def _plan_run(recipe: Recipe, run_dir: Path, redo: str | None) -> RunPlan:
 
 def _refusals(plans: Sequence[runner.StagePlan]) -> Iterator[UserError]:
     yield from (plan.fault for plan in plans if plan.fault is not None)
-
-
-def _find_problems(recipe: Recipe, train: Sequence[Question], run_dir: Path | None) -> list[preflight.Problem]:
-    """The problems that would stop the run at one of its stages. run_dir: to skip its finished stages."""
-    names = stages.recipe_stages(recipe)
-    try:
-        return preflight.find_problems(recipe, names, run_dir, questions=train)
-    except UserError as fault:  # no check could be made, such as those of a teacher that cannot be read
-        return [preflight.Problem(names[0], fault)]
 
 
 def _problem_lines(problems: Sequence[preflight.Problem], *, waits: bool) -> Iterator[str]:

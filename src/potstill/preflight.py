@@ -19,7 +19,7 @@ from potstill.evaluation import texts
 from potstill.inference import check_decoder_only, check_installed
 from potstill.recipe import Recipe
 from potstill.records import Question
-from potstill.stages import open_stage
+from potstill.stages import open_stage, recipe_stages
 from potstill.storage import manifest, segments
 from potstill.training import examples, loss_from_recipe, on_policy_divergence, scorer_models
 
@@ -58,6 +58,22 @@ def find_problems(
                 continue
             problems.setdefault((fault.what, fault.where), Problem(stage, fault, later=stage == "report"))
     return sorted(problems.values(), key=lambda problem: stages.index(problem.stage))
+
+
+def list_problems(
+    recipe: Recipe,
+    run_dir: Path | None = None,
+    *,
+    weights: bool = True,
+    questions: Sequence[Question] | None = None,
+) -> list[Problem]:
+    """`find_problems` for all stages of a recipe. If no check could be made, such as those of a teacher that cannot be read,
+    the error is the only problem."""
+    stages = recipe_stages(recipe)
+    try:
+        return find_problems(recipe, stages, run_dir, weights=weights, questions=questions)
+    except UserError as fault:
+        return [Problem(stages[0], fault)]
 
 
 def _iter_checks(

@@ -102,11 +102,14 @@ def ask(
         asked = [AskedQuestion(row.question, task_of(row), row.id if sampled else None) for row in rows]
         return query.answer_questions(student, settings, asked, format=format, decoding_name=chosen)
 
-    def show(row: AskedRow, answer: Answer) -> None:
+    def show(row: AskedRow, answer: Answer) -> dict[str, Any]:
+        """Print an answer, unless only the file gets it; returns its row."""
+        made = answer_row(row, answer, task_of(row))
         if as_json:
-            print(json.dumps(answer_row(row, answer, task_of(row)), ensure_ascii=False), flush=True)
+            print(json.dumps(made, ensure_ascii=False), flush=True)
         elif out is None:
             print_answer(row, answer)
+        return made
 
     if rows is None and sys.stdin.isatty():
         for line in _type_questions():
@@ -123,10 +126,11 @@ def ask(
             for row, given in zip(chunk, answer(chunk), strict=True):
                 if titled:
                     print(f"Question: {escape_hidden(row.question)}")
-                show(row, given)
+                made = show(row, given)
                 if titled:
                     print()
-                written += [answer_row(row, given, task_of(row))] if out is not None else []
+                if out is not None:
+                    written.append(made)
             if advance is not None:
                 advance(len(chunk))
     if out is not None:

@@ -332,8 +332,7 @@ class _Sampling:
             yield lambda: None
             return
         with ledger.LedgerWriter(ledger.ledger_path(self.run_dir, shard, self.source)) as writer:
-            usage.on_reserve, usage.flush = writer.reserve, writer.sync
-            usage.on_settle = lambda: writer.record(usage.spent())
+            usage.record_in(writer)
             try:
                 yield lambda: writer.record(usage.spent())
             finally:

@@ -335,9 +335,8 @@ def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
     if recipe.train.lora:
         student, checkpoint = models.from_recipe(recipe), folder / str(step)
         student.adapter_base = models.adapter_base(recipe, student)
-        has_adapter = models.is_adapter(
-            checkpoint
-        )  # earlier versions saved merged weights, and adapters with the optimizer
+        # Earlier versions saved merged weights, and the adapters with the optimizer.
+        has_adapter = models.is_adapter(checkpoint)
         if has_adapter:
             models.check_base(checkpoint, student.adapter_base)
         if recipe.train.load_in_4bit:

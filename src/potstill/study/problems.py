@@ -9,13 +9,11 @@ once: 63 runs take about 2 seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from potstill import demo, models, preflight, runner
 from potstill.errors import UserError
-from potstill.stages import recipe_stages
 from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.processes import is_finished
 
@@ -54,30 +52,21 @@ def find_problems(study: Study, *, redo_outdated: bool = False) -> list[StudyPro
         if key not in of_recipe:
             with models.without_weights():  # they are downloaded by the run that needs them first
                 outdated = _find_outdated(run) if begun and not redo_outdated else ()
-                of_recipe[key] = [*outdated, *_check(run)]
+                of_recipe[key] = [*outdated, *preflight.list_problems(run.recipe, run.run_dir, weights=False)]
         for problem in of_recipe[key]:
             found.setdefault(f"{problem.stage} {problem.fault}", (problem, []))[1].append(run.name)
     return [StudyProblem(one.stage, one.fault, tuple(names), one.later) for one, names in found.values()]
-
-
-def _check(run: StudyRun) -> Sequence[preflight.Problem]:
-    stages = recipe_stages(run.recipe)
-    try:
-        return preflight.find_problems(run.recipe, stages, run.run_dir, weights=False)
-    except UserError as fault:  # no check could be made
-        return [preflight.Problem(stages[0], fault)]
 
 
 def _find_outdated(run: StudyRun) -> list[preflight.Problem]:
     """The stages that do not match the recipe any more, which the run would refuse."""
     if not (run.run_dir / "recipe.yaml").is_file():
         return []
-    faults = [
-        (plan.stage, plan.fault) for plan in runner.plan_stages(run.recipe, run.run_dir) if plan.fault is not None
-    ]
     return [
         preflight.Problem(
-            stage, UserError(fault.what, code=fault.code, where=fault.where, found=fault.found, hint=OUTDATED_HINT)
+            plan.stage,
+            UserError(fault.what, code=fault.code, where=fault.where, found=fault.found, hint=OUTDATED_HINT),
         )
-        for stage, fault in faults
+        for plan in runner.plan_stages(run.recipe, run.run_dir)
+        if (fault := plan.fault) is not None
     ]

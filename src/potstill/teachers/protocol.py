@@ -31,6 +31,7 @@ from potstill.prompts import Demonstration, PromptFormat, PromptStyle
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question, Turn
 from potstill.storage.flat_chains import FlatChain, flatten
+from potstill.storage.ledger import LedgerWriter
 from potstill.storage.segments import UNSHARDED, ChainKey, Shard
 
 PromptBuilder = Callable[[Question], Prompt]
@@ -73,6 +74,11 @@ class UsageMeter:
     on_settle: Callable[[], None] = field(default=lambda: None, repr=False)
     flush: Callable[[], None] = field(default=lambda: None, repr=False)
 
+    def record_in(self, writer: LedgerWriter) -> None:
+        """Record reservations and costs in a ledger as they arise."""
+        self.on_reserve, self.flush = writer.reserve, writer.sync
+        self.on_settle = lambda: writer.record(self.spent())
+
     def count_failure(self, message: str) -> None:
         """Count a failed request under its message. Long numbers in the message are replaced, so that messages repeat."""
         self.retries += 1
@@ -102,8 +108,7 @@ class UsageMeter:
 
     def as_json(self) -> dict[str, Any]:
         omitted = ("before", "settled", "on_reserve", "on_settle", "flush")
-        names = [item.name for item in fields(self) if item.name not in omitted]
-        row = {name: getattr(self, name) for name in names}
+        row = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in omitted}
         return row | {"seconds": round(self.seconds, 3), "money": round(self.money, 6)}
 
 
@@ -265,9 +270,8 @@ class Teacher(Protocol):
         """Recipe keys that may change during a run, because no chain depends on them."""
         keys = {*recipes.flatten_keys(self.recipe, "teacher.budget"), "teacher.none_right_limit", "teacher.chat"}
         keys |= {f"teacher.vllm.{name}" for name in recipes.VllmSection.FREE}  # teacher.chat: see LocalModel.inputs
-        keys |= set() if self.recipe.teacher.unsolved != "stop" else {"teacher.unsolved"}
-        keys |= set() if self.recipe.teacher.reasoning != "both" else {"teacher.reasoning"}
-        keys |= set() if self.recipe.teacher.dtype != "float32" else {"teacher.dtype"}
+        later = {"unsolved": "stop", "reasoning": "both", "dtype": "float32"}  # keys that earlier runs do not have
+        keys |= {f"teacher.{name}" for name, value in later.items() if getattr(self.recipe.teacher, name) == value}
         return keys | set(recipes.flatten_keys(self.recipe, "teacher.enough", "teacher.server"))
 
     # --- Checks and forecasts before a run

@@ -119,10 +119,8 @@ def grade_and_count(chain: FlatChain, question: Question, usage: UsageMeter, rig
     """Grade a chain. Count it in `usage` and, if it is right, in `right` (question id -> number of right chains)."""
     usage.chains += 1
     usage.graded += 1
-    if (
-        grading.grade(chain.content.decode("utf-8", "replace"), question.gold, question.task, chain.stop).grade
-        == "right"
-    ):
+    text = chain.content.decode("utf-8", "replace")
+    if grading.grade(text, question.gold, question.task, chain.stop).grade == "right":
         usage.right += 1
         right[question.id] = right.get(question.id, 0) + 1
 

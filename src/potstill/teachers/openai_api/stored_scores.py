@@ -120,8 +120,7 @@ def open_usage(run_dir: Path, source: str) -> Iterator[UsageMeter]:
     """
     with ledger.LedgerWriter(ledger.ledger_path(run_dir, source=source)) as writer:
         usage = UsageMeter(before=ledger.total_usage(run_dir, source))
-        usage.on_reserve, usage.flush = writer.reserve, writer.sync
-        usage.on_settle = lambda: writer.record(usage.spent())
+        usage.record_in(writer)
         try:
             yield usage
         finally:
