@@ -148,10 +148,11 @@ def _source_lines(recipe: Recipe, name: str, train: Sequence[Question], run_dir:
 def _teacher_lines(recipe: Recipe, train: Sequence[Question], run_dir: Path, so_far: Progress, name: str) -> list[str]:
     if so_far.sampled:
         return [f"teacher           {recipe.teacher.kind}: all chains are stored; nothing is left to sample"]
-    lines = teachers.from_recipe(recipe).forecast(train, so_far.stored)
+    teacher = teachers.from_recipe(recipe)
+    lines = teacher.forecast(train, so_far.stored, so_far.scores)
     lines += _section(lambda: _sampling_lines(recipe, train, so_far), "  time")  # the other lines need no model
     stored, usage = sum((so_far.stored or {}).values()), ledger.total_usage(run_dir, name)
-    if stored and usage["requests"]:
+    if stored and usage["requests"] and teacher.generates:
         missing = sum(missing_chains(train, recipe.teacher.samples, so_far.stored)) / stored
         tokens = round(missing * (usage["prompt_tokens"] + usage["completion_tokens"]))
         money = f" and {missing * usage['money']:.4f} in money" if usage["money"] else ""

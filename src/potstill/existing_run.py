@@ -14,6 +14,7 @@ from typing import Final
 
 from potstill import run_status, runner, storage
 from potstill.recipe import Recipe
+from potstill.stages import sample
 from potstill.storage import ledger, manifest, segments
 
 INDENT: Final = " " * 18
@@ -24,21 +25,25 @@ class Progress:
     """What a run has made already, and keeps.
 
     stored      question id -> number of stored chains; None: no chain is stored
+    scores      folder of the scores that a server gave for chains that may not be stored yet; None: there are none
     sampled     whether all chains are stored
     trained     the training step from which the run continues
     evaluated   stage -> names of the checkpoints that it has evaluated
     """
 
     stored: Mapping[str, int] | None = None
+    scores: Path | None = None
     sampled: bool = False
     trained: int = 0
     evaluated: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def of_source(self, run_dir: Path, source: str) -> Progress:
-        """The same with the stored chains of one of several sources."""
-        if not source or self.stored is None:
-            return self
-        return replace(self, stored=segments.count_by_question(segments.segment_paths(run_dir / "sample"), source))
+        """The same with the stored chains and scores of one source; its name is empty if the recipe has only one."""
+        scores = None if self.scores is None or not (self.scores / source).is_dir() else self.scores / source
+        stored = self.stored
+        if source and stored is not None:
+            stored = segments.count_by_question(segments.segment_paths(run_dir / "sample"), source)
+        return replace(self, stored=stored, scores=scores)
 
 
 def read_progress(recipe: Recipe, run_dir: Path, plans: Sequence[runner.StagePlan]) -> Progress:
@@ -61,6 +66,7 @@ def read_progress(recipe: Recipe, run_dir: Path, plans: Sequence[runner.StagePla
     stopped = action.get("train") == "keep"
     return Progress(
         stored=segments.count_by_question(paths) if paths else None,
+        scores=run_dir / "sample" / sample.SCORES_FOLDER if keeps("sample") else None,
         sampled=action.get("sample") == "keep"
         or (keeps("sample") and (run_dir / "sample" / "chains.parquet").exists()),
         trained=recipe.train.steps if stopped else max(steps, default=0),

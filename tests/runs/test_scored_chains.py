@@ -18,7 +18,7 @@ import stub
 import tiny
 from crashing import Crash, crash
 from fork_server import start
-from potstill import runner, teachers
+from potstill import dry_run, runner, teachers
 from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.records import Chain, Question
@@ -295,6 +295,87 @@ def test_the_budget_is_kept(world: Path, tmp_path: Path, key: str, ends: str) ->
     chains = list(parquet.read_chains(run / TABLE))
     assert len(chains) == len({chain.key for chain in chains}) and (len(chains) == TEXTS) == (ends == "stop")
     assert chains and all(len(step) == 3 for chain in chains for step in chain.candidates)
+
+
+# --- The plan --------------------------------------------------------------------------------------------------------
+
+
+def plan_lines(world: Path, run: Path, *keys: str) -> list[str]:
+    """The plan's lines from the teacher on, up to an empty line."""
+    before = tiny.contents(run) if run.exists() else None
+    lines = dry_run.describe_run(tiny.recipe(world, *keys), run).splitlines()
+    assert before == (tiny.contents(run) if run.exists() else None), "a plan writes nothing"
+    start = next(number for number, line in enumerate(lines) if line.startswith("teacher"))
+    return lines[start : lines.index("", start)]
+
+
+def tokens_of(lines: list[str]) -> int:
+    line = next(line for line in lines if line.startswith("  tokens"))
+    return int(line.split("about ")[1].split()[0])
+
+
+def test_the_plan_has_what_the_server_bills(world: Path, tmp_path: Path) -> None:
+    """Requests, tokens and money; less after a part of the texts is scored; and nothing after all of them."""
+    run, millions = tmp_path / "run", "teacher.budget.prices={prompt: 1e6, completion: 1e6}"
+    with serving() as server:
+        keys = human(tmp_path, server.url)
+        lines = plan_lines(world, run, *keys)
+        assert lines[0] == f"teacher           human: {TEXTS} solutions of the sets, scored by m"
+        assert lines[1] == f"scores            openai: m at {server.url} (not contacted yet)"
+        assert lines[2].startswith(f"  requests        {TEXTS} texts, each once;")
+        assert "  cost            unknown: no prices were given (teacher.budget.prices)" in lines
+        assert not server.seen, "a plan asks no server"
+        cost = next(line for line in plan_lines(world, run, *keys, millions) if line.startswith("  cost"))
+        tokens = tokens_of(lines)
+        assert cost == f"  cost            about {tokens + TEXTS}.00, at 1e+06 and 1e+06 per million tokens"
+        with pytest.raises(UserError, match="E-teacher-budget-spent"):
+            sample(world, run, tmp_path, server.url, "teacher.budget.tokens=500")
+        known = stored(run)
+        assert 0 < known < TEXTS
+        lines = plan_lines(world, run, *keys)
+        assert lines[2].startswith(f"  requests        {TEXTS - known} texts, each once;")
+        assert tokens_of(lines) < tokens, "stored scores cost nothing"
+        before = server.billed
+        sample(world, run, tmp_path, server.url)
+        assert 0.5 * (server.billed - before) < tokens_of(lines) < 2 * (server.billed - before)
+    assert plan_lines(world, run, *keys)[0].endswith("nothing is left to sample")
+
+
+def test_scores_whose_chains_are_not_stored_yet_cost_nothing_in_the_plan(world: Path, tmp_path: Path) -> None:
+    """A process is killed while it scores its first batch: the scores are stored, the chains are not."""
+    run, number = tmp_path / "run", 30
+    with serving() as server:
+        keys = human(tmp_path, server.url)
+        while not stored(run):
+            with contextlib.suppress(Crash), crash(number):
+                sample(world, run, tmp_path, server.url)
+            number += 3
+        known = stored(run)
+        assert not segments.count_by_question(segments.segment_paths(run / "sample"))
+        lines = plan_lines(world, run, *keys)
+    left = "none: " if known == TEXTS else f"{TEXTS - known} texts, each once;"
+    assert lines[2].startswith(f"  requests        {left}") and f"the scores of {known} texts are stored" in "".join(
+        lines
+    )
+
+
+def test_the_plan_of_stored_chains_counts_each_text_once(world: Path, tmp_path: Path) -> None:
+    """Two equal texts of a question are one request; chains of other questions are none."""
+    _, teacher, *keys = human(tmp_path, "http://127.0.0.1:9/v1")
+    questions = f"sets.sums.file={tmp_path / 'sums.jsonl'}"
+    names = [row["question"] for row in tiny.rows("sums", 40)]
+    rows = [{"question": name, "text": text} for name in names for text in ("It is 2.", "It is 2.", "2")]
+    (tmp_path / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replay = teacher.replace("kind: human", f"kind: replay, chains: {tmp_path / 'chains.jsonl'}")
+    lines = plan_lines(world, tmp_path / "run", questions, replay, *keys)
+    assert lines[0].startswith(f"teacher           replay: {3 * TEXTS} chains in ") and ", scored by m" in lines[0]
+    assert lines[2].startswith(f"  requests        {2 * TEXTS} texts, each once;")
+
+
+def test_a_scorer_in_this_process_is_named(world: Path, tmp_path: Path) -> None:
+    local = f"teacher={{kind: human, score: {{kind: local, model: {world / 'teacher'}}}}}"
+    lines = plan_lines(world, tmp_path / "run", human(tmp_path, "http://x/v1")[0], local)
+    assert lines[1] == f"scores            local: {world / 'teacher'} scores {TEXTS} texts in this process"
 
 
 # --- Identity --------------------------------------------------------------------------------------------------------

@@ -157,8 +157,8 @@ def _describe_teachers(run: StudyRun, read_sets: _SetReader) -> Iterator[str]:
         so_far = _read_progress(run)
         for name, source in recipe.sources.items():
             with teachers.name_source(name):
-                stored = so_far.of_source(run.run_dir, name).stored
-                first, *lines = teachers.from_recipe(source).forecast(train, stored)
+                kept = so_far.of_source(run.run_dir, name)
+                first, *lines = teachers.from_recipe(source).forecast(train, kept.stored, kept.scores)
             yield f"{first}  (in {run.name})"
             yield from lines
     except UserError as fault:

@@ -18,8 +18,9 @@ from typing import Any, Final
 from potstill.recipe import Recipe, parse_recipe, write_value
 from potstill.recipe.teacher import KINDS
 from potstill.records import Question
-from potstill.teachers.protocol import SamplingState, Scorer, Teacher, TextTeacher, UsageMeter
+from potstill.teachers.protocol import SamplingState, Scorer, Teacher, UsageMeter
 from potstill.teachers.several import SeveralTeachers, key_of_source, name_source
+from potstill.teachers.text_teacher import TextTeacher
 
 __all__ = [
     "Question",

@@ -168,7 +168,9 @@ class LocalModel(Scorer):
         if self.engine_kind != "vllm" and weights:
             yield lambda: models.check_weights(self.folder, trust_remote_code=self.recipe.teacher.trust_remote_code)
 
-    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
+    def forecast(
+        self, questions: Sequence[Question], stored: Mapping[str, int] | None = None, scores: Path | None = None
+    ) -> list[str]:
         teacher, folder = self.recipe.teacher, self._folder_or_none()
         chains = sum(missing_chains(questions, teacher.samples, stored))
         chat = folder is not None and self.uses_chat_template

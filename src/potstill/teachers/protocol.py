@@ -1,14 +1,15 @@
 """The interface of a teacher: its chains, the inputs that determine them, and forecasts.
 
-To add a backend, write a class in its own module, and add one entry to `recipe.teacher.KINDS`. Only `sample` is
-required. A teacher of existing chains is a `TextTeacher`, which requires only `read_chains`:
+To add a backend, write a class in its own module, and add one entry to `recipe.teacher.KINDS`. Only `sample` is required:
 
-    >>> class Echo(TextTeacher):
-    ...     def read_chains(self, questions, other_questions=()):
+    >>> class Echo(Teacher):
+    ...     def sample(self, questions, state=None):
     ...         yield [Chain.from_text(question.id, 0, question.text, source=self.source) for question in questions]
     >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
     >>> [[chain.text for chain in batch] for batch in Echo(Recipe(name="mine")).sample([question])]
     [['What is 1 + 1?']]
+
+A teacher of existing chains is a `TextTeacher` (see `teachers.text_teacher`), which requires only `read_chains`.
 
 Batches, and the chains of a batch, may come in any order. A batch is skipped if all of its chains are stored. Otherwise
 the whole batch is yielded, and the caller drops the chains that it has already stored.
@@ -293,10 +294,13 @@ class Teacher(Protocol):
         """The maximum number of chains for the questions; None if it is unknown."""
         return len(questions) * self.recipe.teacher.samples
 
-    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
+    def forecast(
+        self, questions: Sequence[Question], stored: Mapping[str, int] | None = None, scores: Path | None = None
+    ) -> list[str]:
         """Lines for `potstill run --dry-run`: the work and the cost of the chains that are missing.
 
         stored  question id -> number of chains that the run has stored; None: no chain is stored
+        scores  as in `SamplingState`; None: no score is stored
         """
         return [f"teacher           {self.recipe.teacher.kind}"]
 
@@ -387,43 +391,16 @@ class Scorer(Teacher, Protocol):
         """
         ...
 
+    def forecast_scores(self, rows: Iterable[tuple[Question, str]], scores: Path | None = None) -> list[str]:
+        """Lines for the plan: the work and the cost of the scores of texts. The first one names the scorer.
 
-class TextTeacher(Teacher, Protocol):
-    """A teacher whose chains already exist as texts. A scorer may add log-probabilities to them."""
-
-    scorer: Scorer | None
-    metered: bool = False  # whether the scorer is
-
-    def __init__(self, recipe: Recipe, scorer: Scorer | None = None) -> None:
-        super().__init__(recipe)
-        self.scorer = scorer
-        self.metered = scorer is not None and scorer.metered
-
-    @abstractmethod
-    def read_chains(
-        self, questions: Sequence[Question], other_questions: Iterable[Question] = ()
-    ) -> Iterator[list[Chain]]:
-        """All chains of the questions, in batches of a fixed order. other_questions: see `SamplingState`."""
-        ...
-
-    def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
-        state = state or SamplingState()
-        shard, batches = state.shard, self.read_chains(questions, state.other_questions)
-        batches = (batch for number, batch in enumerate(batches) if number % shard.count == shard.number - 1)
-        batches = (batch for batch in batches if not all(chain.key in state.stored for chain in batch))
-        return batches if self.scorer is None else self.scorer.score(questions, batches, state)
-
-    def inputs(self) -> dict[str, str]:
-        return super().inputs() | ({} if self.scorer is None else self.scorer.inputs())
-
-    def free_keys(self) -> set[str]:
-        return super().free_keys() if self.scorer is None else self.scorer.free_keys()
-
-    def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
-        return iter(()) if self.scorer is None else self.scorer.checks(weights=weights)
-
-    def tokenizer_folder(self) -> Path | None:
-        return None if self.scorer is None else self.scorer.tokenizer_folder()
+        rows    pairs of a question and a text, for the chains that are not stored
+        scores  as for `forecast`
+        """
+        score = self.recipe.teacher.score
+        assert score is not None, "a scorer is described by teacher.score"
+        count = sum(1 for _ in rows)
+        return [f"scores            {score.kind}: {score.model} scores {count} texts in this process"]
 
 
 def _digest_input(path: Path) -> str:

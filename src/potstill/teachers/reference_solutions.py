@@ -11,12 +11,13 @@ The student learns these chains with hard targets, unless `teacher.score` adds l
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from potstill import prompts
 from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.records import Chain, Question
-from potstill.teachers.protocol import TextTeacher
+from potstill.teachers.text_teacher import TextTeacher
 
 __all__ = ["Recipe", "ReferenceSolutions"]
 BATCH_SIZE = 256
@@ -35,8 +36,7 @@ class ReferenceSolutions(TextTeacher):
         Raises UserError before the first batch, as `check_questions` does.
         """
         self.check_questions(questions)
-        bare = self.recipe.teacher.unsolved == "answer"
-        solved = [question for question in questions if bare or question.rationale]
+        solved = self._select_questions(questions)
         return (
             [self._build_chain(question) for question in solved[start : start + BATCH_SIZE]]
             for start in range(0, len(solved), BATCH_SIZE)
@@ -62,20 +62,29 @@ class ReferenceSolutions(TextTeacher):
         text = prompts.format_solution(question.rationale or "", question.gold)
         return Chain.from_text(question.id, 0, text, source=self.source)
 
-    def count_chains(self, questions: Sequence[Question]) -> int | None:
+    def _select_questions(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions that have a chain."""
         bare = self.recipe.teacher.unsolved == "answer"
-        return sum(bare or bool(question.rationale) for question in questions) or None
+        return [question for question in questions if bare or question.rationale]
 
-    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
+    def count_chains(self, questions: Sequence[Question]) -> int | None:
+        return len(self._select_questions(questions)) or None
+
+    def read_texts(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+        return ((question, self._build_chain(question).text) for question in self._select_questions(questions))
+
+    def forecast(
+        self, questions: Sequence[Question], stored: Mapping[str, int] | None = None, scores: Path | None = None
+    ) -> list[str]:
         missing = [question.id for question in questions if not question.rationale]
         count = len(questions) - len(missing)
-        lines = [f"teacher           human: {count} solutions of the sets, without log-probabilities"]
+        lines = [f"teacher           human: {count} solutions of the sets, {self.describe_scores()}"]
         if missing:
             done = {"stop": "", "skip": " and are skipped", "answer": ": the student learns their bare answers"}
             skipped = done[self.recipe.teacher.unsolved]
             title = "bare answers" if self.recipe.teacher.unsolved == "answer" else "missing"
             lines.append(f"  {title:<15} {len(missing)} of {len(questions)} questions have no solution{skipped}")
-        return lines
+        return lines + self.forecast_scores(questions, stored, scores)
 
     def describe_chains(self) -> str:
         return "the sets' own rationales"

@@ -25,7 +25,7 @@ from potstill.records import CHAIN_STOPS, Chain, Question, Semantics, token_span
 from potstill.serialization import from_json
 from potstill.storage import dataset_files, parquet
 from potstill.storage.segments import ChainKey
-from potstill.teachers.protocol import TextTeacher
+from potstill.teachers.text_teacher import TextTeacher
 
 Row = Mapping[str, Any] | Chain
 BATCH_SIZE = 256
@@ -82,13 +82,22 @@ class StoredChains(TextTeacher):
         path = self.find_path_or_none(self.recipe.teacher.chains, "teacher.chains")
         return None if path is None else count_rows(path, questions)[0] or None
 
-    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
+    def read_texts(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+        for question, row in iter_wanted_rows(self.path, questions):
+            if question is not None:
+                yield question, row.text if isinstance(row, Chain) else str(row.get("text") or "")
+
+    def forecast(
+        self, questions: Sequence[Question], stored: Mapping[str, int] | None = None, scores: Path | None = None
+    ) -> list[str]:
         path = self.find_path_or_none(self.recipe.teacher.chains, "teacher.chains")
         if path is None:
             return [f"teacher           replay: {self.recipe.teacher.chains} does not exist"]
         wanted, total = count_rows(path, questions)
         others = f"; and {total - wanted} chains for other questions" if total > wanted else ""
-        return [f"teacher           replay: {wanted} chains in {path}{others}"]
+        scored = "" if self.scorer is None else f", {self.describe_scores()}"
+        first = f"teacher           replay: {wanted} chains in {path}{scored}{others}"
+        return [first, *self.forecast_scores(questions, stored, scores)]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -108,14 +117,20 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 def count_rows(path: Path, questions: Sequence[Question]) -> tuple[int, int]:
     """The number of rows for the questions, and the number of all rows in a file. Raises UserError as `read_rows` does."""
-    names = {question.id for question in questions}
-    texts = {splits.canonical_question(question.text) for question in questions}
     wanted = total = 0
-    for place, row in read_rows(path):
-        name = row.question if isinstance(row, Chain) else _read_question(row, f"{path} {place}")
-        wanted += name in names or splits.canonical_question(name) in texts
+    for question, _ in iter_wanted_rows(path, questions):
+        wanted += question is not None
         total += 1
     return wanted, total
+
+
+def iter_wanted_rows(path: Path, questions: Sequence[Question]) -> Iterator[tuple[Question | None, Row]]:
+    """Every row of a file, and its question; None if it is not one of the questions. Raises UserError as `read_rows` does."""
+    by_name = {splits.canonical_question(question.text): question for question in questions}
+    by_name |= {question.id: question for question in questions}
+    for place, row in read_rows(path):
+        name = row.question if isinstance(row, Chain) else _read_question(row, f"{path} {place}")
+        yield by_name.get(name) or by_name.get(splits.canonical_question(name)), row
 
 
 def build_chains(

@@ -25,7 +25,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +67,19 @@ SAMPLE_TEXT: Final = "The answer is 4."  # tests the method if all texts are emp
 
 
 class ScoringForecast(NamedTuple):
-    """The cost of scoring texts: tokens, and money by the recipe's prices (0 without prices)."""
+    """The cost of scoring texts: tokens, and money by the recipe's prices (0 without prices).
+
+    texts   number of texts that are not scored yet
+    stored  number of other texts, whose scores are stored
+    bound   whether the numbers are at most the real ones, because the texts do not exist yet
+    """
 
     texts: int
     prompt_tokens: int
     completion_tokens: int
     money: float
+    stored: int = 0
+    bound: bool = True
 
 
 def forecast_scoring(recipe: Recipe, *, texts: int, max_tokens: int, prompt_bytes: float) -> ScoringForecast:
@@ -87,19 +94,46 @@ def forecast_scoring(recipe: Recipe, *, texts: int, max_tokens: int, prompt_byte
     return ScoringForecast(texts, prompt_tokens, texts, money)
 
 
+def forecast_texts(
+    recipe: Recipe, settings: ServerSettings, rows: Iterable[tuple[Prompt, str]], folder: Path | None
+) -> ScoringForecast:
+    """What it costs, apart from failed requests and those that test the server, to score existing texts.
+
+    settings  the settings of the server
+    rows      pairs of the model's prompt and the text
+    folder    folder of the stored scores, which cost nothing; None: no score is stored
+    Sizes are converted to tokens at the rate of English, so the numbers are estimates. Raises UserError as `StoredScorer`
+    does.
+    """
+    texts = dict.fromkeys((prompt.plain + prompt.lead, text) for prompt, text in rows)
+    left = list(texts)
+    if folder is not None and texts:
+        usage = contextlib.nullcontext(UsageMeter())
+        left = StoredScorer(recipe, folder=folder, usage=usage, settings=settings, may_seal=True).list_missing(texts)
+    size = sum(len((prompt + text).encode("utf-8", "replace")) for prompt, text in left)
+    forecast = forecast_scoring(recipe, texts=len(left), max_tokens=0, prompt_bytes=size / max(1, len(left)))
+    return forecast._replace(stored=len(texts) - len(left), bound=False)
+
+
 def describe_forecast(recipe: Recipe, forecast: ScoringForecast) -> list[str]:
     """Lines about a forecast for `potstill run --dry-run`."""
     teacher, budget = recipe.teacher, recipe.teacher.budget
+    model = teacher.model if teacher.score is None else teacher.score.model
+    first = f"scores            openai: {model} at {', '.join(teacher.server.urls)} (not contacted yet)"
+    stored = f"the scores of {forecast.stored} texts are stored" if forecast.stored else ""
+    if stored and not forecast.texts:
+        return [first, f"  requests        none: {stored}"]
+    about = "at most about" if forecast.bound else "about"
     lines = [
-        f"scores            openai: {teacher.model} at {', '.join(teacher.server.urls)} (not contacted yet)",
-        f"  requests        {forecast.texts} texts, each once",
-        f"  tokens          at most about {forecast.prompt_tokens} in prompts and texts, {forecast.completion_tokens}"
-        " generated",
+        first,
+        f"  requests        {forecast.texts} texts, each once; and a few requests that test the server",
+        *([f"                  {stored}"] if stored else []),
+        f"  tokens          {about} {forecast.prompt_tokens} in prompts and texts, {forecast.completion_tokens} generated",
         f"  stores          {teacher.top_logprobs} log-probabilities per token",
     ]
     if any((budget.prices.prompt, budget.prices.completion)):
         per_million = f"at {budget.prices.prompt:g} and {budget.prices.completion:g} per million tokens"
-        lines.append(f"  cost            at most about {forecast.money:.2f}, {per_million}")
+        lines.append(f"  cost            {about} {forecast.money:.2f}, {per_million}")
     else:
         lines.append("  cost            unknown: no prices were given (teacher.budget.prices)")
     limits = [f"{budget.tokens} tokens"] if budget.tokens else []
@@ -217,6 +251,12 @@ class StoredScorer:
             return []
         keys = [self._key(prompt.plain + prompt.lead, chain.text) for prompt, chain in rows]
         return [self._read(key, chain) for key, (_, chain) in zip(keys, rows, strict=True) if self._has(key)]
+
+    def list_missing(self, texts: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those pairs of a prompt and a text whose scores are not stored. Sends no request."""
+        return [
+            (prompt, text) for prompt, text in texts if self._server is None or not self._has(self._key(prompt, text))
+        ]
 
     def _has(self, key: str) -> bool:
         return key in self._store or any(key in store for store in self._others)

@@ -241,7 +241,9 @@ class OpenAITeacher(Scorer):
             find_proxy(url)
         open_lookup(self.recipe)
 
-    def forecast(self, questions: Sequence[Question], stored: Mapping[str, int] | None = None) -> list[str]:
+    def forecast(
+        self, questions: Sequence[Question], stored: Mapping[str, int] | None = None, scores: Path | None = None
+    ) -> list[str]:
         teacher = self.recipe.teacher
         if teacher.prompt is not None and self.find_path_or_none(teacher.prompt, "teacher.prompt") is None:
             return [
@@ -278,6 +280,12 @@ class OpenAITeacher(Scorer):
             limits += [f"{budget.money:g} in money"] if budget.money else []
             lines.append(f"  budget          {', '.join(limits)}")
         return [*lines, "  time            estimated after the first minute of sampling"]
+
+    def forecast_scores(self, rows: Iterable[tuple[Question, str]], scores: Path | None = None) -> list[str]:
+        build_prompt = self.prompt_builder()
+        pairs = [(build_prompt(question), text) for question, text in rows]
+        forecast = stored_scores.forecast_texts(self.recipe, self.settings, pairs, scores)
+        return stored_scores.describe_forecast(self.recipe, forecast)
 
     def prompt_builder(self) -> PromptBuilder:
         return load_prompt_builder(self.recipe)
