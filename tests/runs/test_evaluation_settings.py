@@ -11,6 +11,8 @@ import tiny
 from potstill import progress, runner, storage, tokenization
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
+from potstill.export import lm_eval
+from potstill.export.source import open_exported_run
 from potstill.recipe import parse_recipe
 from potstill.records import BASE, Checkpoint, Question
 
@@ -90,6 +92,12 @@ def test_the_page_and_the_card_say_it(run_dir: Path) -> None:
         assert "at most 40 tokens" in text and "at most 60 tokens" in text
         assert "matrix products in bfloat16" in text
     assert "truncated</small>" in page
+
+
+def test_the_exported_tasks_are_run_in_the_measured_dtype(run_dir: Path, tmp_path: Path) -> None:
+    *figures, command = lm_eval.export_tasks(open_exported_run(run_dir), tmp_path / "tasks")
+    assert "dtype=bfloat16" in command
+    assert figures and all("acc must be close to" in figure for figure in figures)
 
 
 def test_settings_are_part_of_the_identity_and_defaults_are_not_named(

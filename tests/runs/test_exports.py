@@ -234,8 +234,9 @@ def test_tasks_of_the_harness_have_the_test_questions_and_our_grader(plain_run: 
     assert all(row["prompt"] == f"Q: {test[row['id']].text}\nLet's think step by step\n" for row in rows)
     assert (
         printed[-1].startswith("lm_eval run --model hf --model_args pretrained=")
-        and "add_bos_token=False" in printed[-1]
+        and "dtype=float32,add_bos_token=False" in printed[-1]
     )
+    assert all("acc must be" in row["sentence"] for row in parity.values())
 
 
 def test_a_run_before_its_test_shows_no_test_question(plain_run: Path, tmp_path: Path) -> None:

@@ -112,7 +112,6 @@ def describe_run(run_dir: Path, recipe: Recipe, student: Student) -> QuerySettin
             prompt = run_questions.evaluation_prompt(question, prompts.FORMATS[format], table)
             if student.render(prompt) != before + question.text + after:
                 return None
-    dtype = section.vllm.dtype if section.engine == "vllm" else section.dtype
     return QuerySettings(
         name=recipe.name,
         family=student.family,
@@ -128,9 +127,16 @@ def describe_run(run_dir: Path, recipe: Recipe, student: Student) -> QuerySettin
         temperature=section.temperature,
         seed=recipe.evaluation_seed,
         batch_tokens=section.batch_tokens,
-        dtype="bfloat16" if dtype == "bfloat16" else "float32",  # vLLM may have used float16
+        dtype=measured_dtype(recipe),
         stop_repeats=section.stop_repeats,
     )
+
+
+def measured_dtype(recipe: Recipe) -> str:
+    """The dtype in which another program comes closest to the measured answers: bfloat16 or float32."""
+    section = recipe.evaluate
+    dtype = section.vllm.dtype if section.engine == "vllm" else section.dtype
+    return "bfloat16" if dtype == "bfloat16" else "float32"  # vLLM may have used float16
 
 
 def _question(text: str, task: str) -> Question:

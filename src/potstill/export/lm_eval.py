@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from potstill import models, prompts, stages, storage
 from potstill.data import run_questions
-from potstill.evaluation import checkpoint
+from potstill.evaluation import checkpoint, query_settings
 from potstill.export.parity import not_equal
 from potstill.export.source import EXPORT_FILE, ExportedRun
 from potstill.records import BASE, Checkpoint, Question, Split
@@ -73,7 +73,8 @@ def export_tasks(run: ExportedRun, folder: Path) -> list[str]:
     storage.write_json(
         folder / EXPORT_FILE, {"form": "lm-eval", "run": run.run_dir.resolve().name, "split": split, "parity": parity}
     )
-    model = f"pretrained={run.student_folder if is_shipped else 'FOLDER'},dtype=float32{_add_bos(student)}"
+    dtype = query_settings.measured_dtype(recipe)
+    model = f"pretrained={run.student_folder if is_shipped else 'FOLDER'},dtype={dtype}{_add_bos(student)}"
     command = f"lm_eval run --model hf --model_args {model} --include_path {folder} --tasks {','.join(names)}"
     return [*sentences, command + " --batch_size 1"]
 
@@ -113,6 +114,8 @@ def _compare_verdicts(
 
     Returns the parity figures per task.
     """
+    # In bfloat16 the harness rounds differently, so that a few answers may differ.
+    expected = "must be" if query_settings.measured_dtype(run.recipe) == "float32" else "must be close to"
     found = {}
     for format in run.recipe.evaluate.formats:
         by_set: dict[str, list[tuple[bool, bool]]] = {}
@@ -129,7 +132,7 @@ def _compare_verdicts(
                 raise not_equal(
                     "the exported grader gives other verdicts", f"{set_name}: {equal} of {len(pairs)} are equal"
                 )
-            sentence = f"{equal} of {len(pairs)} verdicts equal; acc must be {right / len(pairs):.4f}"
+            sentence = f"{equal} of {len(pairs)} verdicts equal; acc {expected} {right / len(pairs):.4f}"
             counts = {"questions": len(pairs), "equal": equal, "right": right, "accuracy": right / len(pairs)}
             found[task_name(set_name, format)] = {**counts, "sentence": sentence}
     return found
