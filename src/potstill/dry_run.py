@@ -113,7 +113,7 @@ def _plan_run(recipe: Recipe, run_dir: Path, redo: str | None) -> RunPlan:
 
     def problem_lines() -> list[str]:
         nonlocal checked
-        found = preflight.list_problems(recipe, None if redo else run_dir, questions=train)
+        found = preflight.list_problems(recipe, None if redo else run_dir, sets=sets)
         checked = True
         # A problem that may still be fixed stops the run only if nothing else is left to make.
         waits = any(plan.action != "keep" for plan in plans[:-1]) or not plans

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potstill import models, teachers, tokenization
+from potstill.data.assemble import Sets
 from potstill.errors import UserError
 from potstill.evaluation import texts
 from potstill.inference import check_decoder_only, check_installed
 from potstill.recipe import Recipe
-from potstill.records import Question
-from potstill.stages import open_stage, recipe_stages
+from potstill.stages import collect, open_stage, recipe_stages
 from potstill.storage import manifest, segments
 from potstill.training import examples, loss_from_recipe, on_policy_divergence, scorer_models
 
@@ -39,16 +39,17 @@ def find_problems(
     run_dir: Path | None = None,
     *,
     weights: bool = True,
-    questions: Sequence[Question] | None = None,
+    sets: Sets | None = None,
 ) -> list[Problem]:
     """The problems that would stop the stages of a recipe, in the order of the stages, each problem once.
 
     run_dir    the folder of the run; its finished stages are skipped
     weights    whether to check the weights of models, too; this takes as long as reading their files once
-    questions  the training questions, if they are known; the teacher then checks whether it has chains for them
+    sets       set -> split -> questions, if they are known; then it is checked whether there are demonstrations for the
+               few-shot formats, and whether the teacher has chains for the training questions
     """
     problems: dict[tuple[str, str], Problem] = {}
-    for stage, check in _iter_checks(recipe, stages, run_dir, weights, questions):
+    for stage, check in _iter_checks(recipe, stages, run_dir, weights, sets):
         if stage not in stages or (run_dir is not None and (run_dir / stage / manifest.MANIFEST_FILE).exists()):
             continue
         try:
@@ -65,13 +66,13 @@ def list_problems(
     run_dir: Path | None = None,
     *,
     weights: bool = True,
-    questions: Sequence[Question] | None = None,
+    sets: Sets | None = None,
 ) -> list[Problem]:
     """`find_problems` for all stages of a recipe. If no check could be made, such as those of a teacher that cannot be read,
     the error is the only problem."""
     stages = recipe_stages(recipe)
     try:
-        return find_problems(recipe, stages, run_dir, weights=weights, questions=questions)
+        return find_problems(recipe, stages, run_dir, weights=weights, sets=sets)
     except UserError as fault:
         return [Problem(stages[0], fault)]
 
@@ -81,11 +82,13 @@ def _iter_checks(
     stages: Sequence[str],
     run_dir: Path | None,
     weights: bool,
-    questions: Sequence[Question] | None,
+    sets: Sets | None,
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """Pairs of a stage and a function that raises UserError if the stage lacks something that it needs."""
     for stage in stages:
         yield stage, lambda stage=stage: open_stage(stage).inputs(recipe, run_dir)
+    if sets is not None:
+        yield "collect", lambda: collect.build_task_prompts(recipe, sets)
     if recipe.has_teacher:
         teacher = teachers.from_recipe(recipe)
         for name, source in recipe.sources.items():
@@ -93,8 +96,9 @@ def _iter_checks(
                 yield "sample", lambda name=name, source=source: _check_temperature(source, run_dir, name)
         for check in teacher.checks(weights=weights):
             yield "sample", check
-        if questions is not None:
-            yield "sample", lambda: teacher.check_questions(questions)
+        if sets is not None:
+            train = [question for name in recipe.questions.train for question in sets[name]["train"]]
+            yield "sample", lambda: teacher.check_questions(train)
     first, weights_stage = ("align", "train") if recipe.has_teacher else ("test", "test")
     trusted = recipe.student.trust_remote_code
     if recipe.student.model is not None:

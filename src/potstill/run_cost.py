@@ -17,6 +17,7 @@ from typing import Final
 
 from potstill import models, prompts, teachers, tokenization
 from potstill.data import labels, splits
+from potstill.data.assemble import Sets
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
 from potstill.existing_run import Progress
@@ -29,7 +30,6 @@ SAMPLE_QUESTIONS: Final = (
 )
 MEASURED_TOKENS: Final = 512  # at most, in the product that gives the rate of a scorer, which may be large
 STAGE_NAMES: Final = {"evaluation": "evaluate", "test": "test"}  # name in the plan -> stage
-Sets = Mapping[str, Mapping[str, list[Question]]]  # set -> split -> questions
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib import util
 from pathlib import Path
@@ -108,6 +109,27 @@ def test_weights_that_cannot_be_used_are_found_before_anything_is_paid_for(
         with pytest.raises(UserError, match=r"(safetensors|finite)"):
             runner.run(recipe, run_dir=tmp_path / "run")
         assert server.seen == []
+
+
+def test_few_shot_formats_without_solved_questions_are_a_problem_of_the_plan(world: Path, tmp_path: Path) -> None:
+    """The plan lists what would stop the run at its first stage: too few rationales, and a demonstration that is tested."""
+    bare, solved = tmp_path / "bare.jsonl", tmp_path / "solved.txt"
+    rows = tiny.rows("sums", 40)
+    bare.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "rationale"}) + "\n" for row in rows))
+    solved.write_text("\n\n".join(f"Q: {row['question']}\nA: 2 + 2 = 4.\nThe answer is 4" for row in rows))
+    for changes, code in (
+        ((), "E-data-no-demonstrations"),
+        (("evaluate.formats=[zero-shot-rationale]",), ""),
+        ((f"evaluate.demonstrations={solved}",), "E-data-leaking-demonstration"),
+    ):
+        answered = "teacher={kind: human, unsolved: answer}"
+        recipe = tiny.recipe(world, f"sets.sums.file={bare}", answered, "train.formats={zero-shot-answer: 1}", *changes)
+        plan = dry_run.plan_run(recipe, tmp_path / "none")
+        assert [fault.code for fault in plan.faults] == ([code] if code else [])
+        assert not code or "problem           at collect: evaluate." in plan.text
+        if code:
+            with pytest.raises(UserError, match=code):
+                runner.run(recipe, run_dir=tmp_path / "run", until="collect")
 
 
 def test_a_stage_that_is_not_asked_for_may_lack_something(

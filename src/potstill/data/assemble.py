@@ -20,6 +20,7 @@ from potstill.records import Question, Split
 
 EVALUATION_SPLITS: Final[tuple[Split, ...]] = ("validation", "test")
 Templates = dict[str, dict[Split, list[str]]]
+Sets = Mapping[str, Mapping[str, list[Question]]]  # set -> split -> questions
 
 
 @dataclass(frozen=True, slots=True)

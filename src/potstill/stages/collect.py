@@ -12,7 +12,7 @@ from typing import Any
 
 from potstill import data, progress, prompts, storage
 from potstill.data import assemble, contamination, find_data_folder, labels, run_questions, splits
-from potstill.data.assemble import assemble_questions, replayed_sets
+from potstill.data.assemble import Sets, assemble_questions, replayed_sets
 from potstill.data.custom_set import read_replay_rows
 from potstill.errors import UserError
 from potstill.recipe import Recipe, find_path, flatten_keys, recipe_data_folder
@@ -80,8 +80,7 @@ class Collect(Stage):
         train = [question for name in recipe.questions.train for question in sets[name]["train"]]
         by_split = [(split, questions) for name in sets for split, questions in sets[name].items()]
         evaluated = [question for split, questions in by_split if split != "train" for question in questions]
-        task_prompts = _build_task_prompts(recipe, train)
-        _check_demonstrations(task_prompts, evaluated)
+        task_prompts = build_task_prompts(recipe, sets)
         replay_rows = _read_replay_rows(recipe)
         only_replayed = [name for name in replayed_sets(recipe) if name not in recipe.questions.train]
         replayed = [question for name in only_replayed for question in sets[name]["train"]]
@@ -159,11 +158,13 @@ def _max_overlaps(rows: list[Question], evaluated: list[str]) -> dict[str, float
     return {name: max(inside.get(name, 0.0), around.get(name, 0.0)) for name in inside.keys() | around.keys()}
 
 
-def _build_task_prompts(recipe: Recipe, train: list[Question]) -> dict[str, run_questions.TaskPrompt]:
+def build_task_prompts(recipe: Recipe, sets: Sets) -> dict[str, run_questions.TaskPrompt]:
     """The prompt of each task: the official prompt of a built-in set, otherwise the demonstrations of the recipe.
 
-    The prompts do not depend on the recipe's formats, so a change of format does not change the files.
+    The prompts do not depend on the recipe's formats, so a change of format does not change the files. Raises UserError if a
+    few-shot format of the evaluation has no demonstrations, and if a demonstration is an evaluated question.
     """
+    train = [question for name in recipe.questions.train for question in sets[name]["train"]]
     table = {"": run_questions.TaskPrompt(prompts.PAPER_STYLE, "", _choose_demonstrations(recipe, train))}
     for builtin in _builtin_sets(recipe):
         if builtin.task_prompts is not None:
@@ -173,6 +174,8 @@ def _build_task_prompts(recipe: Recipe, train: list[Question]) -> dict[str, run_
     example = Question("", "", "", "", "train", "")
     for name in recipe.evaluate.formats:  # raise errors now, not after hours of training
         run_questions.evaluation_prompt(example, prompts.FORMATS[name], {"": table[""]})
+    by_split = [(split, questions) for name in sets for split, questions in sets[name].items()]
+    _check_demonstrations(table, [question for split, rows in by_split if split != "train" for question in rows])
     return table
 
 
