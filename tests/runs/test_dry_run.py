@@ -116,7 +116,7 @@ def test_few_shot_formats_without_solved_questions_are_a_problem_of_the_plan(wor
     bare, solved = tmp_path / "bare.jsonl", tmp_path / "solved.txt"
     rows = tiny.rows("sums", 40)
     bare.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "rationale"}) + "\n" for row in rows))
-    solved.write_text("\n\n".join(f"Q: {row['question']}\nA: 2 + 2 = 4.\nThe answer is 4" for row in rows))
+    solved.write_text("\n\n".join(f"Q: {row['question']}\nThe answer is 4" for row in rows))
     for changes, code in (
         ((), "E-data-no-demonstrations"),
         (("evaluate.formats=[zero-shot-rationale]",), ""),
