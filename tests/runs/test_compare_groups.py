@@ -227,3 +227,28 @@ def test_groups_are_read_from_folders_with_one_base_for_each_student(runs: dict[
     with pytest.raises(UserError) as error:
         read_run(runs["forward-1"], Checkpoint(3))
     assert error.value.code == "E-report-not-evaluated"
+
+
+def test_equal_ids_of_other_questions_are_not_paired(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Two files under one set name number their rows alike; a corrected gold answer keeps the id, too."""
+    first, second, third = (runs[name] for name in ("forward-1", "forward-2", "reverse-1"))
+    path = second / "collect" / "sums.test.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows[0]["gold"] = "123456"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    for names in ((first, second), (first, second, third)):
+        printed = json.loads(compare(*names, "--json").stdout)
+        scores = printed.get("comparisons") or printed["scores"]
+        assert {row["n"] for row in scores if row["set"] == "sums"} == {len(rows) - 1}
+        assert {row["n"] for row in scores if row["set"] == "more"} == {len(right(first, "more"))}
+    assert compare(first, second, "--page", tmp_path / "page.html").exit_code == 0
+    assert f"{len(rows) - 1} questions" in (tmp_path / "page.html").read_text("utf-8")
+
+    for path in (second / "collect").glob("*.test.jsonl"):
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        path.write_text("".join(json.dumps(row | {"text": f"Now {row['text']}"}) + "\n" for row in lines), "utf-8")
+    result = compare(first, second)
+    assert isinstance(result.exception, UserError) and result.exception.code == "E-cli-compare-nothing"
+    printed = json.loads(compare(first, second, third, "--json").stdout)
+    assert {row["group"] for row in printed["scores"]} == {"train.prompts_per_step=7"}
+    assert "train.prompts_per_step=5 has no row" in printed["note"]

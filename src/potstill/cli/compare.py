@@ -32,7 +32,7 @@ from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import intervals
-from potstill.records import BASE, Checkpoint, Prediction, Split
+from potstill.records import BASE, Checkpoint, Prediction
 from potstill.report import group_files, html, model_comparison
 from potstill.report.example_questions import share_out
 from potstill.report.group_scores import GroupScore, SeedGroup
@@ -50,7 +50,7 @@ AnswerPair = tuple[Prediction, Prediction]
 class ComparedCheckpoint:
     """A checkpoint of a run, with its answers.
 
-    answers   format and decoding -> question id -> answer
+    answers   format and decoding -> question (`run_questions.question_key`) -> answer
     training  digest of the training that made the weights; empty for a base student
     """
 
@@ -147,7 +147,7 @@ def write_page(
     groups = set_groups(first.in_distribution, first.out_of_distribution, first.generic)
     differing = model_comparison.differing_questions(answers[sets[0].answers])
     questions = {
-        question.id: question
+        run_questions.question_key(question): question
         for question in run_questions.read_questions(models[0].run_dir, [row.set for row in sets], split)
     }
     picked = []
@@ -156,8 +156,9 @@ def write_page(
         share_out(PAGE_QUESTIONS, [len(asked) for asked in differing.values()]),
         strict=True,
     ):
-        for question in splits.sample_by_hash([questions[id] for id in asked], share):
-            given = tuple(rows[question.id] for rows in answers[sets[0].answers])
+        for question in splits.sample_by_hash([questions[key] for key in asked], share):
+            key = run_questions.question_key(question)
+            given = tuple(rows[key] for rows in answers[sets[0].answers])
             picked.append(model_comparison.ComparedQuestion(question, given))
     given = sum(len(rows) for name in shared for rows in answers[name])
     common = sum(len(models) * len(model_comparison.common_questions(answers[name])) for name in shared)
@@ -266,10 +267,10 @@ def _changed_rows(name: str, pairs: list[AnswerPair]) -> Iterator[dict[str, Any]
             yield {**labels, "first": answer(first), "second": answer(second)}
 
 
-def open_all(names: Sequence[str]) -> tuple[list[ComparedCheckpoint], Split]:
+def open_all(names: Sequence[str]) -> tuple[list[ComparedCheckpoint], Literal["validation", "test"]]:
     """All checkpoints, with their answers on test if all were tested, otherwise on validation."""
     split = find_split(names)
-    found = [_open_checkpoint(*parse_run(text), group_files.STAGES[split]) for text in names]
+    found = [_open_checkpoint(*parse_run(text), split) for text in names]
     shared = set(found[0].answers).intersection(*(model.answers for model in found[1:]))
     if not any(set(found[0].answers[name]).intersection(*(row.answers[name] for row in found)) for name in shared):
         refuse_nothing(names)
@@ -279,7 +280,10 @@ def open_all(names: Sequence[str]) -> tuple[list[ComparedCheckpoint], Split]:
 def refuse_nothing(names: Sequence[str]) -> NoReturn:
     """Raise the UserError for checkpoints without a common question."""
     what = "the checkpoints have no question in common"
-    hint = "compare runs that were evaluated on the same sets in the same format and decoding"
+    hint = (
+        "compare runs that were evaluated on the same sets in the same format and decoding; questions are the same if their "
+        "id, text, task and gold answer are"
+    )
     raise UserError(what, code="E-cli-compare-nothing", where=", ".join(names), hint=hint)
 
 
@@ -315,13 +319,18 @@ def parse_run(text: str) -> tuple[Path, Checkpoint | None]:
     return run_dir, checkpoint
 
 
-def _open_checkpoint(run_dir: Path, checkpoint: Checkpoint | None, stage: str) -> ComparedCheckpoint:
+def _open_checkpoint(
+    run_dir: Path, checkpoint: Checkpoint | None, split: Literal["validation", "test"]
+) -> ComparedCheckpoint:
     """The named checkpoint with its answers; without a name, as in `group_files.find_checkpoint`."""
+    stage, asked = group_files.STAGES[split], open_run(run_dir).recipe.questions
     checkpoint = checkpoint or group_files.find_checkpoint(run_dir, stage)
     assert checkpoint is not None, "the split was found for all checkpoints"
+    sets = [*asked.in_distribution, *asked.out_of_distribution, *asked.generic]
+    keys = group_files.read_question_keys(run_dir, sets, split)
     answers = {}
     for path in sorted((run_dir / stage / checkpoint.name).glob("*.jsonl")):
         rows = storage.iter_records(Prediction, path)
-        answers[path.stem] = {row.question: row for row in rows if row.index == 0}
+        answers[path.stem] = {keys[row.question]: row for row in rows if row.index == 0}
     training = "" if checkpoint == BASE else group_files.training_digest(run_dir)
     return ComparedCheckpoint(f"{run_dir.name} step {checkpoint.label}", answers, run_dir.resolve(), training)

@@ -11,6 +11,8 @@ After `collect`, no stage opens the data folder, and only the stage `test` reads
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +43,19 @@ def read_questions(run_dir: Path, sets: Iterable[str], split: Split) -> list[Que
     """The questions of the sets in one split, in the order of the sets and of their files."""
     paths = [run_dir / "collect" / f"{name}.{split}.jsonl" for name in dict.fromkeys(sets)]
     return [question for path in paths for question in storage.iter_records(Question, path)]
+
+
+def question_key(question: Question) -> str:
+    """The question's name among several runs: its id, and a digest of its text, task and gold answer.
+
+    An id is unique in one run only. Another file under the same set name, or a corrected gold answer, gives the same id to
+    another question.
+
+    >>> question_key(Question("m/1", "What is 1 + 1?", "2", "m", "test", "number"))
+    'm/1 0fdad0f2e10d'
+    """
+    content = json.dumps([question.text, question.task, question.gold]).encode()
+    return f"{question.id} {hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def read_replay(run_dir: Path, sets: Iterable[str]) -> list[Question]:

@@ -3,21 +3,22 @@
     groups = read_groups([Path("runs/forward-1"), Path("runs/forward-2"), Path("runs/reverse-1")], base=True)
     scores = score_groups(groups, baseline="own base")
 
-This module reads the answers that a stage wrote. It does not open a split.
+This module reads the answers that a stage wrote, and names their questions (`run_questions.question_key`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from potstill import storage
+from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.recipe import Recipe, flatten_keys, load_recipe
-from potstill.records import BASE, Checkpoint, Prediction
+from potstill.records import BASE, Checkpoint, Prediction, Split
 from potstill.report.group_scores import SEED_KEYS, STEP_KEY, RunAnswers, SeedGroup, group_runs
 from potstill.report.model import QuotedScore, set_groups
 from potstill.storage import manifest
@@ -80,6 +81,8 @@ def read_run(
         keys = {key: value for key, value in keys.items() if key.split(".")[0] in BASE_SECTIONS}
     elif named is not None:
         keys[STEP_KEY] = named.label
+    groups = set_groups(sets.in_distribution, sets.out_of_distribution, sets.generic)
+    asked = read_question_keys(run_dir, groups, split)
     return RunAnswers(
         name or str(run_dir),
         keys,
@@ -91,19 +94,24 @@ def read_run(
         },
         {
             path.stem: {
-                row.question: (row.set, row.grade == "right")
+                asked[row.question]: (row.set, row.grade == "right")
                 for row in storage.iter_records(Prediction, path)
                 if row.index == 0
             }
             for path in sorted((run_dir / STAGES[split] / checkpoint.name).glob("*.jsonl"))
         },
-        set_groups(sets.in_distribution, sets.out_of_distribution, sets.generic),
+        groups,
         training="" if checkpoint == BASE else training_digest(run_dir),
         quoted=quoted_scores(recipe),
         # A rule that chose step 0 could choose another step after training with another seed.
         is_fixed=checkpoint == BASE and recipe.student.model is not None and not (recipe.has_teacher and by_rule),
         is_base=as_base,
     )
+
+
+def read_question_keys(run_dir: Path, sets: Iterable[str], split: Split) -> dict[str, str]:
+    """Question id -> its name among several runs."""
+    return {row.id: run_questions.question_key(row) for row in run_questions.read_questions(run_dir, sets, split)}
 
 
 def quoted_scores(recipe: Recipe) -> tuple[QuotedScore, ...]:

@@ -47,7 +47,7 @@ class RunAnswers:
     name      the run as it was named
     keys      dotted recipe key -> plain value, without seeds, name and report
     seeds     `seed`, `train.seed`, `teacher.seed` and `evaluate.seed`, with the values that were used
-    right     format and decoding -> question id -> (set, whether the answer is right)
+    right     format and decoding -> question (`run_questions.question_key`) -> (set, whether the answer is right)
     groups    the group of every set
     training  digest of the training that made the weights; empty if it is unknown, or for a model that was not trained
     quoted    figures from the literature that the recipe quotes

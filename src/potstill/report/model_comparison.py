@@ -20,7 +20,7 @@ from potstill.records import Prediction, Question
 from potstill.report.group_scores import GroupScore, SeedGroup
 from potstill.report.model import Interval, QuotedScore, SetGroup
 
-Answers = Mapping[str, Prediction]  # by question id
+Answers = Mapping[str, Prediction]  # by question (`run_questions.question_key`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class ModelComparison:
 
 
 def common_questions(answers: Sequence[Answers]) -> list[str]:
-    """The ids of the questions that all models answered, sorted."""
+    """The questions that all models answered, sorted."""
     return sorted(set(answers[0]).intersection(*answers[1:]))
 
 
@@ -105,7 +105,7 @@ def compare_sets(name: str, answers: Sequence[Answers]) -> Iterator[ComparedSet]
 
 
 def differing_questions(answers: Sequence[Answers]) -> dict[str, list[str]]:
-    """The ids of the questions that some models have right and others have not, by set."""
+    """The questions that some models have right and others have not, by set."""
     by_set: dict[str, list[str]] = {}
     for question in common_questions(answers):
         if len({rows[question].grade == "right" for rows in answers}) > 1:

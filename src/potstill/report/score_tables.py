@@ -40,6 +40,7 @@ QUOTED_NOTE: Final = (
     "Quoted: from the literature, measured elsewhere, and maybe on other questions and with other prompts."
 )
 FIXED_NOTE: Final = "No seed: the weights are from a folder, and the interval is over questions."
+NO_ROW: Final = "its runs answered no two questions in common in one format."
 CSV_COLUMNS: Final = (
     "seeds",
     "sets",
@@ -128,7 +129,9 @@ def table_notes(groups: Sequence[SeedGroup], scores: Sequence[GroupScore]) -> li
     }
     of_sets = {score.set for score in scores if score.of == "set"}
     quoted = [QUOTED_NOTE] if any(row.set in of_sets for row in list_quoted(groups)) else []
-    return [*against, *(note for kind, note in notes.items() if kind in over), *quoted]
+    scored = {score.group for score in scores}
+    missing = [f"{group.label} has no row: {NO_ROW}" for group in groups if group.label not in scored]
+    return [*missing, *against, *(note for kind, note in notes.items() if kind in over), *quoted]
 
 
 def to_csv_text(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> str:
