@@ -136,3 +136,21 @@ def test_time_is_beside_the_page_and_in_no_manifest(data: Path, own: Path) -> No
     rows = (made / "report" / "time.csv").read_text("utf-8").splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [f'"{stage}"' for stage in collect.REPORTED_STAGES]
     assert "The stages before the report took" in (made / "report" / "time.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("seed=1", ()),
+        (tiny.REPLAY, ("replay",)),
+        ("train.replay={share: 0.2, file: rows.jsonl}", ("replay",)),
+        ("train.replay={share: 0.2, sets: [extra]}", ()),
+        (
+            "train.on_policy={share: 0.2, max_tokens: 4, scorers: {own: {sets: [more], model: base, rewards: false}}}",
+            ("on-policy distillation",),
+        ),
+    ],
+)
+def test_generic_sets_that_were_trained_on_are_named(data: Path, change: str, found: tuple[str, ...]) -> None:
+    recipe = tiny.recipe(data, "sets.extra={file: sets/more.jsonl, task: number}", change)
+    assert tuple(collect._generic_training(recipe)) == found

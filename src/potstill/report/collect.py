@@ -70,6 +70,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         student=_describe_student(recipe),
         teacher=recipe.teacher_label,
         training=describe_training(recipe),
+        also_trained=tuple(_generic_training(recipe)),
         groups=files.groups,
         recipe=recipe_to_yaml(recipe),
         quoted=quoted_scores(recipe),
@@ -105,6 +106,15 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         notes=tuple(collect_notes(files, comparisons)),
         seed=recipe.training_seed,
     )
+
+
+def _generic_training(recipe: Recipe) -> Iterator[str]:
+    """What trained the student on generic tasks, beside the chains."""
+    train, generic = recipe.train, set(recipe.questions.generic)
+    if train.replay and (train.replay.file or generic.intersection(train.replay.sets)):
+        yield "replay"
+    if train.on_policy and generic.intersection(train.on_policy.sets):
+        yield "on-policy distillation"
 
 
 def _collect_evaluation(files: RunFiles) -> ReportData:

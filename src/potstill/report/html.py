@@ -98,7 +98,7 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "sentence": sentences.summary_sentence(data),
         "controls": sentences.controls_sentence(data),
         "changes": [(change, summary.judge_change(change.difference)) for change in summary.group_changes(data)],
-        "group_meanings": sentences.GROUP_MEANINGS if data.is_trained else sentences.EVALUATED_MEANINGS,
+        "group_meanings": sentences.group_meanings(data),
         "checkpoints": checkpoints,
         "students": (students := summary.summary_rows(data)),
         "truncated": any(cell.truncated for row in students for cell in row.sets.values()),

@@ -407,6 +407,7 @@ class ReportData:
     student       a short description of the student, such as its folder or its size
     teacher       a short description of the teacher
     training      a short description of the student's training data
+    also_trained  what trained the student on generic tasks, too: replay, on-policy distillation
     groups        the group of every set
     choice        the selected checkpoint; None if no checkpoint was selected
     comparisons   comparisons on the test split, one for each set, format and decoding; empty without test scores
@@ -439,6 +440,7 @@ class ReportData:
     groups: Mapping[str, SetGroup]
     recipe: str
     training: str = ""
+    also_trained: tuple[str, ...] = ()
     choice: Choice | None = None
     comparisons: tuple[Comparison, ...] = ()
     rules: tuple[RuleChoice, ...] = ()

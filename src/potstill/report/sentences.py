@@ -37,6 +37,19 @@ EVALUATED_MEANINGS: Final[Mapping[SetGroup, str]] = {
 }
 
 
+def group_meanings(data: ReportData) -> Mapping[SetGroup, str]:
+    """What each group of sets is, for a reader who does not know the words.
+
+    >>> group_meanings(ReportData("demo", "tiny", "local", {}, "", also_trained=("replay",)))["generic"]
+    'other tasks, trained by replay only'
+    """
+    if not data.is_trained:
+        return EVALUATED_MEANINGS
+    if not data.also_trained:
+        return GROUP_MEANINGS
+    return {**GROUP_MEANINGS, "generic": f"other tasks, trained by {' and '.join(data.also_trained)} only"}
+
+
 def headline_sentence(data: ReportData) -> str:
     """What was taught, and what the student gained and lost by it. Empty without a change to report.
 
