@@ -345,7 +345,7 @@ def test_every_command_with_json_prints_one_object(
     assert read("show", finished) == read("status", finished)
     compared = read("compare", f"{finished}@0", f"{finished}@2")["comparisons"]
     assert {row["set"] for row in compared} == {"sums", "other", "more"}
-    assert all(row["low"] <= row["difference"] == row["first"] - row["second"] <= row["high"] for row in compared)
+    assert all(row["low"] <= row["difference"] == row["second"] - row["first"] <= row["high"] for row in compared)
     (tmp_path / "rows.jsonl").write_text('{"text": "The answer is 2", "gold": "2"}\n{"text": "No idea", "gold": "2"}\n')
     graded = read("grade", tmp_path / "rows.jsonl", "--out", tmp_path / "graded.jsonl")
     assert graded["rows"] == 2 and graded["verdicts"] == {"right": 1, "no answer": 1}
@@ -441,9 +441,9 @@ def test_compare_prints_paired_differences_and_writes_what_changed(
     out = tmp_path / "changed.jsonl"
     result = said("compare", f"{finished}@0", f"{finished}@4", "--out", out, columns=160)
     assert result.returncode == 0, result.stderr
-    assert "zero-shot-rationale.greedy: first run step 0, second run step 4" in result.stdout
+    assert "zero-shot-rationale.greedy\nfirst: run step 0; second: run step 4\n" in result.stdout
     assert "few-shot-answer.greedy" in result.stdout and "McNemar" not in result.stdout
-    assert [line.split()[0] for line in result.stdout.splitlines()[2:5]] == ["more", "other", "sums"]
+    assert [line.split()[0] for line in result.stdout.splitlines()[3:6]] == ["more", "other", "sums"]
     for line in out.read_text().splitlines():
         row = json.loads(line)
         assert (row["first"]["grade"] == "right") != (row["second"]["grade"] == "right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 import tiny
 from potstill import grading, inference, progress, runner, stages, storage
-from potstill.cli import show
+from potstill.cli import compare, show
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.export import lm_eval
@@ -34,7 +35,9 @@ def silent(*_: object, **__: object) -> list[Generation]:
     raise AssertionError("a text is written again")
 
 
-def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_model_is_measured_without_teacher_or_training(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes = (*MEASURED, f"evaluate.cache={tmp_path / 'answers'}")
     recipe = tiny.recipe(world, *changes)
     first = runner.run(recipe, run_dir=tmp_path / "first")
@@ -50,7 +53,20 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     )
     keys = re.findall(r"--prediction (\S+)</bdi>", page)
     assert keys and not (first / "student").exists()
+    capsys.readouterr()
+    show.print_wrong_answers(first, as_json=True)
+    shown, by_question = json.loads(capsys.readouterr().out), {}
+    for answer in checkpoint.read_predictions(first / "test", BASE, "zero-shot-rationale", "greedy"):
+        by_question[answer.question] = answer.grade
+    assert shown["questions"] == len(by_question)
+    assert {row["answer"]["question"] for row in shown["wrong"]} == {
+        question for question, grade in by_question.items() if grade != "right"
+    }
+    show.print_wrong_answers(first)
+    listed = capsys.readouterr().out
+    assert all(row["answer"]["question"] in listed for row in shown["wrong"]) and "were not answered right" in listed
     show.print_predictions(first, keys[0])  # the command that the page names
+    assert all(word not in page for word in (">base<", ">won<", "trained student")), "one model, and no training"
     with pytest.raises(UserError, match=r"train: (.|\n)*E-run-unknown-stage"):
         runner.run(recipe, run_dir=tmp_path / "first", redo="train")
 
@@ -66,6 +82,9 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     monkeypatch.setattr(TransformersEngine, "generate", silent)
     again = runner.run(recipe, run_dir=tmp_path / "again")
     assert tiny.contents(again) == tiny.contents(first)
+    capsys.readouterr()
+    compare.compare_runs(str(first), str(again))
+    assert "first: first; second: again" in capsys.readouterr().out, "a model has no steps"
     # another version of the grader: the run says so, and with consent it rescores what is there
     monkeypatch.setattr(grading, "VERSION", 99)
     with pytest.raises(UserError, match=r"version of answers: \d -> 99"):

@@ -196,9 +196,12 @@ def show_command(
     prediction: Annotated[
         str, typer.Option(metavar="QUESTION", help="Every checkpoint's answer to a validation question.")
     ] = "",
+    wrong: Annotated[
+        bool, typer.Option("--wrong", help="The test questions that the chosen checkpoint did not answer right.")
+    ] = False,
     as_json: PrintsJson = False,
 ) -> None:
-    """Show a chain, target, training batch or prediction of a run."""
+    """Show a chain, target, training batch or answers of a run."""
     from potstill.cli import check, show, status
 
     check.check_file_sizes(run_dir)
@@ -210,6 +213,8 @@ def show_command(
         show.print_batch(run_dir, batch, as_json=as_json)
     elif prediction:
         show.print_predictions(run_dir, prediction, as_json=as_json)
+    elif wrong:
+        show.print_wrong_answers(run_dir, as_json=as_json)
     else:
         status.print_overview(run_dir, as_json=as_json)
 

@@ -5,9 +5,9 @@
     potstill compare runs/a runs/b runs/c --page page.html    # one page for two or more
     potstill compare runs/a runs/b runs/c     # more than two: a table of recipes, see `compare_groups`
 
-A difference is the accuracy of the first minus that of the second. Its interval is Newcombe's interval for paired
-proportions. For a set of several tasks, the mean over tasks is also compared, with an interval clustered by task. Both
-intervals are over questions.
+A difference is the accuracy of the second minus that of the first, as in the tables of many runs. Its interval is
+Newcombe's interval for paired proportions. For a set of several tasks, the mean over tasks is also compared, with an
+interval clustered by task. Both intervals are over questions.
 
 McNemar's exact test (p) says whether these two sets of weights differ. It is printed for two checkpoints of the same
 training, and for two students that potstill did not train. It is not printed for two trainings, because two seeds of the
@@ -67,7 +67,7 @@ class SetComparison:
     answers      format and decoding
     tasks        0 for the share of right answers; otherwise, this is the mean over so many tasks
     first        share of right answers of the first checkpoint; `second` likewise
-    difference   first minus second, with its 95 % interval
+    difference   second minus first, with its 95 % interval
     p            McNemar's exact test; None if it says nothing about a difference between two trainings, and for means
     only_first   number of questions that only the first answers right; None for means
     """
@@ -108,7 +108,7 @@ def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: b
             changed += _changed_rows(name, pairs)
             if not as_json:
                 note = f"; {omitted} answers to questions that only one answered are left out" if omitted else ""
-                print_note(f"{name}: first {a.name}, second {b.name}{note}")
+                print_note(f"{name}{note}\nfirst: {a.name}; second: {b.name}")
                 print_table(_comparison_table(rows))
     note = _describe_note([a, b])
     quoted = [row for row in _list_quoted([a, b]) if row.set in {comparison.set for comparison in comparisons}]
@@ -210,7 +210,7 @@ def _compare_sets(name: str, pairs: list[AnswerPair], *, tested: bool) -> Iterat
                 tasks.setdefault(first.task, []).append((first.grade == "right", second.grade == "right"))
         right = [pair for task in tasks.values() for pair in task]
         a, b = [x for x, _ in right], [y for _, y in right]
-        difference, low, high = intervals.paired_difference(a, b)
+        difference, low, high = intervals.paired_difference(b, a)
         yield SetComparison(
             answers=name,
             set=set_name,
@@ -227,7 +227,7 @@ def _compare_sets(name: str, pairs: list[AnswerPair], *, tested: bool) -> Iterat
         )
         if len(tasks) > 1:
             by_task = [tasks[task] for task in sorted(tasks)]
-            _, mean = intervals.clustered_intervals([[float(x) - float(y) for x, y in task] for task in by_task])
+            _, mean = intervals.clustered_intervals([[float(y) - float(x) for x, y in task] for task in by_task])
             means = [sum(sum(pair[i] for pair in task) / len(task) for task in by_task) / len(tasks) for i in (0, 1)]
             yield SetComparison(name, set_name, len(tasks), len(right), means[0], means[1], *mean)
 
@@ -238,7 +238,7 @@ def _comparison_table(rows: list[SetComparison]) -> Table:
         "n",
         "first",
         "second",
-        "difference",
+        "against first",
         "95 % interval",
         *(("p",) if tested else ()),
         "only 1st/2nd",
@@ -333,4 +333,6 @@ def _open_checkpoint(
         rows = storage.iter_records(Prediction, path)
         answers[path.stem] = {keys[row.question]: row for row in rows if row.index == 0}
     training = "" if checkpoint == BASE else group_files.training_digest(run_dir)
-    return ComparedCheckpoint(f"{run_dir.name} step {checkpoint.label}", answers, run_dir.resolve(), training)
+    is_trained = open_run(run_dir).recipe.has_teacher
+    name = f"{run_dir.name} step {checkpoint.label}" if is_trained else run_dir.name
+    return ComparedCheckpoint(name, answers, run_dir.resolve(), training)

@@ -1,4 +1,4 @@
-"""`potstill show`: prints a chain, its training target, a training batch, or the answers to a question.
+"""`potstill show`: prints a chain, its training target, a training batch, the answers to a question, or wrong answers.
 
 A chain in the teacher's tokens is printed above the same chain in the student's tokens:
 
@@ -27,7 +27,7 @@ from potstill import grading, models
 from potstill.alignment import rewrite, spans
 from potstill.alignment.exact_rules import encode_chain_text
 from potstill.alignment.target_store import TargetStore
-from potstill.cli.tables import plain_text, print_table
+from potstill.cli.tables import plain_text, print_note, print_table
 from potstill.data import run_questions
 from potstill.errors import UserError, escape_hidden
 from potstill.evaluation import checkpoint as checkpoints
@@ -185,6 +185,29 @@ def print_predictions(run_dir: Path, question: str, *, as_json: bool = False) ->
         _print_json({"question": question, "answers": found})
         return
     print_table(table)
+
+
+def print_wrong_answers(run_dir: Path, *, as_json: bool = False) -> None:
+    """Print the test questions that the selected checkpoint did not answer right, with its answers in the format of the
+    selection; in a run that only evaluates, those of the model.
+
+    Raises UserError if the run has not been tested.
+    """
+    run = open_run(run_dir)
+    answers = {answer.question: answer for answer in run.predictions("test")}
+    asked = [question for question in run.questions("test") if question.id in answers]
+    wrong = [(question, answers[question.id]) for question in asked if answers[question.id].grade != "right"]
+    if as_json:
+        rows = [{"text": question.text, "gold": question.gold, "answer": to_json(answer)} for question, answer in wrong]
+        _print_json({"questions": len(asked), "wrong": rows})
+        return
+    for question, answer in wrong:
+        print_note(question.id, "bold")
+        print_note(f"  {question.text}")
+        print_note(f"  gold answer  {question.gold}")
+        print_note(f"  {answer.grade:<11}  {answer.answer or 'none'}", GRADE_COLOURS[answer.grade])
+        print_note(f"  text         {answer.text}\n", "dim")
+    print_note(f"{len(wrong)} of {len(asked)} test questions were not answered right")
 
 
 def _print_json(value: dict[str, Any]) -> None:

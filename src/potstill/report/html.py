@@ -256,7 +256,7 @@ def _score_tables(data: ReportData) -> list[tuple[str, str, bool, GroupRows]]:
     tables: dict[tuple[str, str], list[list[StudentRow]]] = {}
     for comparison in data.comparisons:
         score, key = comparison.chosen, (comparison.chosen.format, comparison.chosen.decoding)
-        rows: list[StudentRow] = [("base", comparison.base, None)]
+        rows: list[StudentRow] = [("base" if data.is_trained else "model", comparison.base, None)]
         if trained:
             rows.append((_checkpoint_name(score.checkpoint), score, comparison))
         for control in data.controls if trained and key == main else ():
