@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -362,27 +362,26 @@ def read_plain_row(choice: Choice, text: str, stop: StopReason) -> FlatChain | N
             return None
     sizes = list(map(len, tables))
     bounds = list(accumulate(sizes, initial=0))
-    sums = _sum_probabilities(flat_values, bounds)
-    if sums is None or max(sums) > MAX_PROBABILITY_SUM:
-        return None
     missing = [
         index
-        for index, (name, (start, end)) in enumerate(zip(names, pairwise(bounds), strict=True))
-        if name not in flat_tokens[start:end]
+        for index, (name, start, end) in enumerate(zip(names, bounds, bounds[1:], strict=False))
+        # Servers list the sampled token first, nearly always.
+        if (start == end or flat_tokens[start] != name) and name not in flat_tokens[start:end]
     ]
     for index in reversed(missing):  # the sampled token becomes the last candidate of its position
         start, end = bounds[index : index + 2]
-        sampled = _sum_probabilities([values[index]], [0, 1])
-        if (
-            sampled is None
-            or sums[index] + sampled[0] > MAX_PROBABILITY_SUM
-            or any(token.startswith(VOCABULARY_MARKS) for token in flat_tokens[start:end])
-        ):
+        if any(token.startswith(VOCABULARY_MARKS) for token in flat_tokens[start:end]):
             return None
         flat_tokens.insert(end, names[index])
         flat_values.insert(end, values[index])
         sizes[index] += 1
-    if not (all(names) and _have_known_bytes(flat_tokens)):
+    if not _have_known_bytes(flat_tokens):
+        return None
+    array = np.array(flat_values, np.float64)  # None becomes NaN
+    if not (array.min() >= HIDDEN_LOGPROB and array.max() <= 0.0):
+        return None
+    sums = np.add.reduceat(np.exp(array), list(accumulate(sizes[:-1], initial=0)))
+    if sums.max() > MAX_PROBABILITY_SUM:
         return None
     outcomes: list[Piece | None] = list(flat_tokens)
     if end_name is not None:
@@ -391,20 +390,7 @@ def read_plain_row(choice: Choice, text: str, stop: StopReason) -> FlatChain | N
             at = flat_tokens.index(end_name, at + 1)
             outcomes[at] = None
     tokens: list[Piece] = list(names if end_name is None else names[:-1])
-    log_probabilities = _round6(np.array(flat_values, np.float64))
-    return FlatChain("", "", 0, text, tokens, None, outcomes, log_probabilities, sizes)
-
-
-def _sum_probabilities(logprobs: Sequence[float | None], bounds: Sequence[int]) -> list[float] | None:
-    """The sum of the probabilities of each position; None if a log-probability is unknown, hidden or above 0.
-
-    bounds  [positions + 1] the first log-probability of each position, and their number
-    """
-    array = np.array(logprobs, np.float64)  # None becomes NaN
-    if not ((array >= HIDDEN_LOGPROB) & (array <= 0.0)).all():
-        return None
-    sums = np.concatenate(([0.0], np.cumsum(np.exp(array))))
-    return np.diff(sums[list(bounds)]).tolist()
+    return FlatChain("", "", 0, text, tokens, None, outcomes, _round6(array), sizes)
 
 
 def _have_known_bytes(tokens: Sequence[str]) -> bool:
@@ -424,6 +410,8 @@ def _round6(values: np.ndarray) -> list[float]:
     scaled = values * 1e6
     whole = np.rint(scaled)
     rounded = (whole / 1e6).tolist()
-    for index in np.flatnonzero(np.abs(np.abs(scaled - whole) - 0.5) < 1e-4):  # near a tie: the product is inexact
-        rounded[index] = round(float(values[index]), 6)
+    distances = np.abs(scaled - whole)
+    if distances.max(initial=0.0) > 0.4999:  # near a tie: the product is inexact
+        for index in np.flatnonzero(distances > 0.4999):
+            rounded[index] = round(float(values[index]), 6)
     return rounded
