@@ -17,6 +17,11 @@ processor ms a request   of this process, which other load on the machine change
 
 Prints the peak memory of a process that runs the stage for these numbers of chains (27 tokens, 8 a request), and the
 bytes of a stored chain. With fewer than about a thousand requests or chains a split may be empty, which is an error.
+
+    python benchmarks/sampling.py --parts 1000
+
+Prints the processor time of each part of a chain, each measured alone: requests with 128 at a time and 0.3 s of latency, then
+the work on their responses. In the stage the parts take turns, which costs the processor's caches, so its chains take longer.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import platform
@@ -35,20 +41,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
 import msgspec
 
-from potstill import progress, runner, storage
+from potstill import grading, progress, runner, storage
 from potstill.data import run_questions
 from potstill.recipe import Recipe, parse_recipe
 from potstill.stages import sample
 from potstill.storage import parquet, segments
+from potstill.storage.flat_chains import encode_row
 from potstill.teachers import protocol
-from potstill.teachers.openai_api import request
+from potstill.teachers.openai_api import chain_reader, request, response
+from potstill.teachers.openai_api.client import Client
 from potstill.teachers.openai_api.settings import settings_from_recipe
+from potstill.teachers.openai_api.token_entries import ReaderContext
 
 STUB = Path(__file__).parent.parent / "tests" / "support" / "stub.py"
 RECIPE = """
@@ -176,8 +186,9 @@ def stub(latency: float, length: int) -> Iterator[str]:
         server.wait()
 
 
-def print_row(name: str, ours: float, theirs: float | None, ratio: float | None, unit: str) -> None:
-    row = {"name": name, "ours": round(ours, 2), "theirs": theirs and round(theirs, 2), "ratio": ratio, "unit": unit}
+def print_row(name: str, ours: float, theirs: float | None, ratio: float | None, unit: str, decimals: int = 2) -> None:
+    ours, theirs = round(ours, decimals), theirs and round(theirs, decimals)
+    row = {"name": name, "ours": ours, "theirs": theirs, "ratio": ratio, "unit": unit}
     print(json.dumps(row | {"machine": platform.machine()}), flush=True)
 
 
@@ -199,6 +210,69 @@ def rates(latency: float, concurrency: int, requests: int, repeat: int) -> None:
     bare = statistics.median(pair[1][0] for pair in pairs)
     name = f"{name}, {requests} requests: a bare loop that stores"
     print_row(name, statistics.median(storing), bare, round(ratio, 3), "requests/s")
+
+
+def parts(count: int, repeat: int) -> None:
+    """Print the processor time of each part of a chain, as medians over `repeat` times `count` chains."""
+    gc.disable()  # the stage lets it run rarely
+    with stub(0.3, 93) as url, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe, run_dir = prepare_run(folder, url, count, 128)
+        settings, capabilities = settings_from_recipe(recipe, "bench"), request.Capabilities()
+        questions = run_questions.read_questions(run_dir, recipe.questions.train, "train")
+        requests = list(
+            request.iter_requests(settings, 1, questions, protocol.load_prompt_builder(recipe), frozenset(), {})
+        )
+        context = ReaderContext("bench", "raw", end_names=frozenset({"<end>"}))
+        times: dict[str, list[float]] = {"a bare request": [bare_rates(recipe, run_dir)[2] for _ in range(repeat)]}
+        for _ in range(repeat):
+            start = time.process_time()
+            replies = asyncio.run(send_all(settings, capabilities, requests))
+            times.setdefault("request and response", []).append((time.process_time() - start) / len(requests))
+            lines = []
+            for one, reply in zip(requests, replies, strict=True):
+                marks = [time.process_time()]
+                body = response.decode_body(reply)
+                marks.append(time.process_time())
+                row = chain_reader.read_row(body.choices[0], one.question.id, one.indices[0], context)
+                assert row is not None
+                marks.append(time.process_time())
+                grading.grade(body.choices[0].text or "", one.question.gold, one.question.task)
+                marks.append(time.process_time())
+                lines.append(encode_row(row))
+                marks.append(time.process_time())
+                for part, (begin, end) in zip(("decode", "read", "grade", "line"), pairwise(marks), strict=True):
+                    times.setdefault(part, []).append(end - begin)
+            (folder / segments.segment_name(segments.UNSHARDED)).write_bytes(b"".join(lines))
+            start = time.process_time()
+            parquet.write_chains(folder / "chains.parquet", segments.merge_segments(folder))
+            times.setdefault("merge", []).append((time.process_time() - start) / len(requests))
+    for part, values in times.items():
+        print_row(
+            f"sampling, a part: {part}",
+            statistics.median(values) * 1000,
+            None,
+            None,
+            "processor ms a chain",
+            decimals=3,
+        )
+
+
+async def send_all(
+    settings: request.ServerSettings, capabilities: request.Capabilities, requests: list[request.SampleRequest]
+) -> list[bytes]:
+    """The undecoded responses to the requests, in their order."""
+    client, rest, received = Client(settings), iter(enumerate(requests)), [b""] * len(requests)
+
+    async def worker() -> None:
+        for index, one in rest:
+            reply = await client.post(settings.urls[0], request.build_request(settings, capabilities, one))
+            assert reply.data is not None, reply.message
+            received[index] = reply.data
+
+    await asyncio.gather(*(worker() for _ in range(settings.concurrency)))
+    await client.close()
+    return received
 
 
 def memory(count: int) -> None:
@@ -238,10 +312,14 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 16, 128])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory", type=int, nargs="+")
+    parser.add_argument("--parts", type=int)
     parser.add_argument("--one", nargs=3)
     args = parser.parse_args()
     if args.one:
         measure_memory(int(args.one[0]), args.one[1], Path(args.one[2]))
+        return
+    if args.parts:
+        parts(args.parts, args.repeat)
         return
     for count in args.memory or ():
         memory(count)
