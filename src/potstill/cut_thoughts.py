@@ -13,22 +13,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from potstill import thoughts
 from potstill.records import BASE, Prediction
 from potstill.storage import manifest
-from potstill.thoughts import CUT_KEY, SWITCH_KEY, describe_cut_thoughts, ends_in_thought
+from potstill.thoughts import CUT_KEY, SWITCH_KEY, describe_cut_thoughts
 
 if TYPE_CHECKING:
     from potstill.models import ChatTemplate
 
 
 def is_cut_in_thought(prediction: Prediction, *, opened: bool) -> bool:
-    """Whether an answer was cut inside a thought.
-
-    opened  whether the prompt opens a thought. A text that was stopped after its answer then counts only if it opened
-            another thought
-    """
-    opened = opened and prediction.stop in ("length", "repeat")
-    return prediction.stop != "end" and ends_in_thought(prediction.text, opened=opened)
+    """Whether an answer was cut inside a thought. opened: whether the prompt opens a thought."""
+    return thoughts.is_cut_in_thought(prediction.text, prediction.stop, opened=opened)
 
 
 def count_cut_thoughts(

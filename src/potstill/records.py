@@ -81,6 +81,7 @@ StopReason = Literal["end", "length", "repeat", "cut"]  # see `inference.Generat
 CHAIN_STOPS: Final = ("end", "length", "cut")
 Semantics = Literal["raw", "tempered", "truncated", "unknown", "none"]
 Grade = Literal["right", "wrong", "no answer", "truncated"]
+CUT_IN_THOUGHT: Final = "cut in a thought"  # a defect of a chain that has no answer, because its thought was not closed
 TargetKind = Literal["same", "merged", "split", "mixed", "hard", "end"]
 Split = Literal["train", "validation", "test"]
 
@@ -158,7 +159,7 @@ class Chain:
                 after the answer. A chain is never stopped because it repeats itself
     semantics   the distribution of the log-probabilities: raw, tempered (after temperature), truncated (after top-k or
                 top-p), unknown, or none if there are no log-probabilities
-    defects     short descriptions of faults in the source's data ("entries missing")
+    defects     short descriptions of faults in the source's data ("entries missing"), among them CUT_IN_THOUGHT
     """
 
     question: str

@@ -256,12 +256,17 @@ def test_the_exported_grader_knows_answers_that_ran_out_of_tokens(plain_run: Pat
         "potstill_task": "number",
         "potstill_max_tokens": 4,
         "potstill_stop_at_answer": False,
+        "potstill_opens_thought": False,
     }
     assert results(document, ["so 7"]) == {"acc": 0.0}  # four tokens, no marked answer
     assert results(document | {"potstill_max_tokens": 40}, ["so 7"]) == {"acc": 1.0}
     more = "The answer is 7. No. The answer is 8."
     assert results(document | {"potstill_max_tokens": 80}, [more]) == {"acc": 0.0}
     assert results(document | {"potstill_max_tokens": 80, "potstill_stop_at_answer": True}, [more]) == {"acc": 1.0}
+    cut = document | {"potstill_gold": "8"}
+    assert results(cut, [more]) == {"acc": 1.0} and results(cut | {"potstill_opens_thought": True}, [more]) == {
+        "acc": 0.0
+    }
 
 
 @pytest.mark.slow

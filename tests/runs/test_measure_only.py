@@ -89,7 +89,7 @@ def test_a_model_is_measured_without_teacher_or_training(
     monkeypatch.setattr(grading, "VERSION", 99)
     with pytest.raises(UserError, match=r"version of answers: \d -> 99"):
         runner.run(recipe, run_dir=first)
-    monkeypatch.setattr("potstill.evaluation.grade", lambda *_: Verdict("right", "graded anew"))
+    monkeypatch.setattr("potstill.evaluation.grade", lambda *_, **__: Verdict("right", "graded anew"))
     rescored = runner.run(recipe, run_dir=first, redo="test")
     rows = list(checkpoint.read_predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
     before = list(checkpoint.read_predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))
@@ -137,6 +137,8 @@ def test_a_run_waits_for_the_answers_that_another_run_generates(
 
 class Counting:
     """An engine that says its prompt, and counts what it is asked."""
+
+    opens_thought = False
 
     def __init__(self) -> None:
         self.asked = 0

@@ -228,7 +228,7 @@ def _find_chain(run_dir: Path, key: str) -> tuple[Chain, Verdict]:
             if path.exists():
                 return chain, next(row for chain_key, row in parquet.read_verdicts(path) if chain_key == chain.key)
             question = _find_question(run_dir, chain.question)
-            return chain, grading.grade(chain.text, question.gold, question.task, chain.stop)
+            return chain, grading.grade_chain(chain.text, question, chain.stop, chain.defects)
     first = next(parquet.read_stored_chains(run_dir / "sample"), None)
     if first is None:
         hint = f"run `potstill sample {run_dir}`, or wait until it stores a chain"

@@ -81,7 +81,7 @@ def answer_batches(
         for generated in engine.generate(batch, decode, on_tokens):
             question_id, index = generated.key
             question, text, stop = by_id[question_id], generated.text, generated.stop
-            verdict = grade(text, question.gold, question.task, stop)
+            verdict = grade(text, question.gold, question.task, stop, opened=generated.opened)
             graded = (verdict.grade, verdict.answer, index, generated.likelihood)
             predictions.append(Prediction(question.id, question.set, question.task, text, stop, *graded))
         yield first, predictions

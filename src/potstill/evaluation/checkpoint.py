@@ -198,6 +198,7 @@ def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
     digests = custom_set.grader_digests(grader_tasks(recipe)) | inference.engine_identity(recipe.evaluate.engine)
     if any(spec.calculator for spec in decoding.list_sampling_specs(list_decodings(recipe, split))):
         digests["calculator marks"] = str(calculator.MARKS_VERSION)
+    digests |= models.identify_student_thoughts(recipe)
     return digests | tokenization.thought_tags_identity(models.tokenizer_folder(recipe), "student.tokenizer")
 
 

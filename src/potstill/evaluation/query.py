@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from potstill import grading, inference
+from potstill import grading, inference, thoughts
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
 from potstill.evaluation.query_settings import SETTINGS_FILE, QuerySettings, describe_run, read_settings
@@ -188,7 +188,7 @@ def _generate(
     for indices in inference.batch_requests(requests, settings.batch_tokens, max_tokens=decode.max_tokens):
         for made in engine.generate([requests[index] for index in indices], decode):
             (key, index), text, stop = made.key, made.text, made.stop
-            answer = read_answer(text, tasks[key], settings.answers.get(tasks[key]), stop)
+            answer = read_answer(text, tasks[key], settings.answers.get(tasks[key]), stop, opened=made.opened)
             predictions.append(Prediction(key, "", tasks[key], text, stop, "no answer", answer, index, made.likelihood))
     return predictions
 
@@ -201,12 +201,15 @@ def split_answer(text: str) -> tuple[str, str | None]:
     return text[: found[-1].start()].strip(), text[found[-1].end() :].strip().partition("\n")[0].rstrip(" .") or None
 
 
-def read_answer(text: str, task: str, example: str | None, stop: StopReason) -> str | None:
+def read_answer(text: str, task: str, example: str | None, stop: StopReason, *, opened: bool = False) -> str | None:
     """The answer in a text, in canonical form if its type is one of `READ_TYPES`; None without an answer.
 
     example  a right answer to another question of the task; without one, or for another type, the answer is the words
              after "the answer is"
+    opened   whether the prompt opened a thought in which the text begins. If the text was cut inside it, it has no answer
     """
+    if opened and thoughts.is_cut_in_thought(text, stop, opened=opened):
+        return None
     if example is not None or task:
         kind = grading.infer_answer_type(example or STAND_INS["number"], task or None)
         example = example or STAND_INS.get(kind)

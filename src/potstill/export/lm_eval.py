@@ -95,6 +95,7 @@ def _document(run: ExportedRun, student: Student, question: Question, format: st
         "potstill_task": question.task,
         "potstill_max_tokens": run.recipe.evaluate.max_tokens,
         "potstill_stop_at_answer": run.recipe.evaluate.stop_at_answer,
+        "potstill_opens_thought": student.opens_thought,
     }
 
 
@@ -162,7 +163,8 @@ def process_results(doc, results):
     end = prompts.find_answer_sentence_end(text) if doc["potstill_stop_at_answer"] else None
     if end is not None:
         text, ran_out = text[:end], False
-    verdict = grading.grade(text, doc["potstill_gold"], doc["potstill_task"], "length" if ran_out else "end")
+    gold, task, stop = doc["potstill_gold"], doc["potstill_task"], "length" if ran_out else "end"
+    verdict = grading.grade(text, gold, task, stop, opened=doc["potstill_opens_thought"])
     return {"acc": float(verdict.grade == "right")}
 '''
 TASK_YAML: Final = """\

@@ -30,6 +30,7 @@ from potstill.grading.grader import (
     check_task,
     function_digest,
     grade,
+    grade_chain,
     infer_answer_type,
     is_task_of_set,
     parse_function_name,
@@ -42,6 +43,6 @@ VERSION = 5
 __all__ = [
     "ANSWER_TYPES", "FUNCTION_TYPE", "TASK_ANSWER_TYPES", "VERSION", "canonicalize_gold", "check_task",
     "cut_at_next_question", "function_digest",
-    "grade", "infer_answer_type", "is_task_of_set", "parse_function_name", "read_last_marker",
+    "grade", "grade_chain", "infer_answer_type", "is_task_of_set", "parse_function_name", "read_last_marker",
     "remove_reasoning", "use_sets",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ from potstill.errors import UserError, suggest
 from potstill.grading import markers
 from potstill.grading.answer_types import ANSWER_TYPES, AnswerType
 from potstill.grading.normalize import replace_lone_surrogates
-from potstill.records import Verdict
+from potstill.records import CUT_IN_THOUGHT, Question, Verdict
 
 FUNCTION_TYPE: Final = "function"  # the answer type of a task that names a grading function
 
@@ -78,12 +78,14 @@ def is_task_of_set(task: str) -> bool:
     return any(task in (name, builtin.grader) for name, builtin in _builtin_sets.items() if builtin.grader)
 
 
-def grade(text: str, gold: str, task: str | None = None, stop: str | None = None) -> Verdict:
+def grade(text: str, gold: str, task: str | None = None, stop: str | None = None, *, opened: bool = False) -> Verdict:
     """Grade a model's text against a gold answer.
 
     task  a data set, `bbh/<task>`, an answer type, `<any name>/<answer type>`, or `function: module:name`, which calls
           that function; None: the form of the gold answer determines the answer type
     stop  "length" or "repeat": the text was truncated. If it has no marked answer, its grade is "truncated", not "wrong"
+    opened  whether the prompt opened a thought in which the text begins. A text that was truncated before it closed the
+            thought has no answer, whatever it says
     Returns the grade (right, wrong, no answer or truncated) and the extracted answer in canonical form. Raises
     UserError for an unknown task and for a gold answer that is not of the task's type, never for a text. Takes time
     linear in the text, except for your own functions; a `math` comparison is stopped after 20 seconds.
@@ -98,18 +100,31 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
     text, gold = replace_lone_surrogates(text), replace_lone_surrogates(gold)
     truncated = stop in ("length", "repeat")
     no_answer = Verdict("truncated" if truncated else "no answer")
+    if opened and truncated and markers.remove_reasoning(text, truncated, opened) is None:
+        return no_answer
     function = None if task is None else parse_function_name(task)
     if function is not None:
         right, answer = _call_function(function, text, gold)
         return no_answer if right is None else Verdict("right" if right else "wrong", answer[:200])
     answer_type, gold_value = _typed_gold(gold, task)
-    value = _extract_answer(text, answer_type, gold_value, truncated)
+    value = _extract_answer(text, answer_type, gold_value, truncated, opened)
     if value is None:
         return no_answer
     return Verdict("right" if answer_type.is_same(gold_value, value) else "wrong", answer_type.format(value))
 
 
-def _extract_answer(text: str, answer_type: AnswerType, gold_value: Any, truncated: bool) -> Any:
+def grade_chain(text: str, question: Question, stop: str | None, defects: Collection[str]) -> Verdict:
+    """Grade the text of a chain, whose tags of thoughts were removed. A chain that was cut inside a thought has no answer,
+    whatever the thought says.
+
+    >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
+    >>> [grade_chain("The answer is 2. But", question, "length", marks).grade for marks in ((), (CUT_IN_THOUGHT,))]
+    ['right', 'truncated']
+    """
+    return Verdict("truncated") if CUT_IN_THOUGHT in defects else grade(text, question.gold, question.task, stop)
+
+
+def _extract_answer(text: str, answer_type: AnswerType, gold_value: Any, truncated: bool, opened: bool) -> Any:
     """The value of the answer in a model's text; None if there is no answer.
 
     `docs/explanation/grading-rules.md` lists the rules.
@@ -117,7 +132,7 @@ def _extract_answer(text: str, answer_type: AnswerType, gold_value: Any, truncat
     rules = answer_type.markers
     if rules is None:
         return answer_type.extract_unmarked(text, gold_value)
-    output = markers.remove_reasoning(answer_type.normalize(text), truncated)
+    output = markers.remove_reasoning(answer_type.normalize(text), truncated, opened)
     if output is None:
         return None
 

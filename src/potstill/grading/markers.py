@@ -28,15 +28,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from potstill.grading import normalize, numbers
+from potstill.thoughts import TAG_NAMES, TAG_PAIRS
 
 MAX_SPAN_CHARS: Final = 2000  # characters read after a marker; a list of words may need them
 
-_REASONING_NAMES: Final = (
-    r"(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis|inner_monologue)"
-)
+_REASONING_NAMES: Final = rf"(?:seed:)?(?:{TAG_NAMES}|reason|reflection|scratchpad|analysis|inner_monologue)"
+_STARTS, _ENDS = ("|".join(tags) for tags in zip(*TAG_PAIRS, strict=True))
 _REASONING_TAG = re.compile(
-    rf"(?P<open><{_REASONING_NAMES}>|\[THINK(?:ING)?\]|\u25c1think\u25b7|<\|(?:START_THINKING|begin_of_thought|inner_prefix)\|>)"
-    rf"|</{_REASONING_NAMES}>|\[/THINK(?:ING)?\]|\u25c1/think\u25b7|<\|(?:END_THINKING|end_of_thought|inner_suffix)\|>",
+    rf"(?P<open><{_REASONING_NAMES}>|\[THINK(?:ING)?\]|{_STARTS})|</{_REASONING_NAMES}>|\[/THINK(?:ING)?\]|{_ENDS}",
     re.IGNORECASE,
 )
 # gpt-oss writes channels: "analysis" and "commentary" are reasoning, "final" is the answer. If a server drops the
@@ -178,14 +177,16 @@ class MarkedAnswer:
     rest: str = ""
 
 
-def remove_reasoning(text: str, truncated: bool) -> str | None:
+def remove_reasoning(text: str, truncated: bool, opened: bool = False) -> str | None:
     """The text without its reasoning; the whole text if it consists of reasoning alone.
 
     truncated  whether the text was truncated. A truncated text that consists of reasoning alone gives None.
+    opened     whether the prompt opened the reasoning in which the text begins
     A closing tag without an opening tag ends reasoning that began in the prompt.
     """
     bare = text[:12].lstrip().startswith("analysis")
-    if not bare and "<" not in text and "[" not in text and "\u25c1" not in text:
+    opened = opened and truncated
+    if not bare and not opened and "<" not in text and "[" not in text and "\u25c1" not in text:
         return text
     if "<|channel|>" in text or bare:
         final = _final_channel(text)
@@ -194,7 +195,7 @@ def remove_reasoning(text: str, truncated: bool) -> str | None:
         if _CHANNEL.search(text) or _BARE_CHANNEL.match(text):
             return None if truncated else text
     kept: list[str] = []  # the text outside of the tags
-    end, is_open = 0, False
+    end, is_open = 0, opened
     for tag in _REASONING_TAG.finditer(text):
         if not is_open:  # a closing tag ends reasoning that began before the text, or before an earlier closing tag
             kept = [*kept, text[end : tag.start()]] if tag["open"] else []

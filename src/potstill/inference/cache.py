@@ -45,6 +45,10 @@ class CachingEngine:
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self._engine.encode(prompt)
 
+    @property
+    def opens_thought(self) -> bool:
+        return self._engine.opens_thought
+
     def generate(
         self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
     ) -> list[Generation]:
@@ -69,7 +73,7 @@ class CachingEngine:
         self.reused += len(requests) - len(generated)
         cached = [(request.key, self._rows[keys[request.key]]) for request in requests]
         return [
-            Generation(key, (), (), decode_bytes(row["text"]), (), row["stop"], row["likelihood"])
+            Generation(key, (), (), decode_bytes(row["text"]), (), row["stop"], row["likelihood"], self.opens_thought)
             for key, row in cached
         ]
 

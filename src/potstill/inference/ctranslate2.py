@@ -93,6 +93,10 @@ class CTranslate2Engine:
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self.reference.encode(prompt)
 
+    @property
+    def opens_thought(self) -> bool:
+        return self.reference.opens_thought
+
     def generate(
         self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
     ) -> list[Generation]:

@@ -84,6 +84,7 @@ class Generation:
                 possible), most likely first and without duplicates, with raw natural log-probabilities to six decimals
     likelihood  sum of the raw natural log-probabilities of all tokens that the model wrote itself, including the end; None
                 unless requested
+    opened      whether the prompt opened a thought, in which the text begins
     stop        end: the model ended the text; length: it has `max_tokens` tokens; repeat: it was stopped because it
                 repeated itself; cut: it was stopped after its answer. A line's newline is still part of `content`
                 (`truncate_at_answer` removes it)
@@ -96,6 +97,7 @@ class Generation:
     candidates: tuple[tuple[Candidate, ...], ...]
     stop: StopReason
     likelihood: float | None = None
+    opened: bool = False
 
     @property
     def text(self) -> str:
@@ -124,7 +126,13 @@ class ScoredText:
 
 
 class Engine(Protocol):
-    """A model that generates texts, computed by any library."""
+    """A model that generates texts, computed by any library.
+
+    opens_thought  whether its prompts end inside a thought, which the model must close before it answers
+    """
+
+    @property
+    def opens_thought(self) -> bool: ...
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """The token ids of a prompt in the form that this model expects."""

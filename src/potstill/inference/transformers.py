@@ -55,6 +55,10 @@ class TransformersEngine:
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None) if causal else None
         self._start, self._inside = (_TokenOutcomes(tokenizer, self.end_tokens, position) for position in (0, 1))
 
+    @property
+    def opens_thought(self) -> bool:
+        return self.student.opens_thought
+
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(self.student.encode(self.student.render(prompt)))
 
@@ -204,6 +208,7 @@ class TransformersEngine:
             content=b"".join(contents),
             candidates=tuple(self._step(*step, max(0, position - first)) for position, step in enumerate(steps)),
             stop=stop,
+            opened=self.opens_thought,
         )
 
     def _step(self, ids: list[int], values: list[float], position: int) -> tuple[Candidate, ...]:

@@ -57,6 +57,7 @@ from potstill.models.student import (
     describe_devices,
     disk_full_as_oserror,
 )
+from potstill.models.thought_identity import identify_student_thoughts, identify_teacher_thoughts
 from potstill.models.weight_files import StoredDType
 
 VERSION: Final = 1  # version of the rendering of prompts, of random weights, and of the computation of models
@@ -100,6 +101,8 @@ __all__ = [
     "find_scorer",
     "from_checkpoint",
     "from_recipe",
+    "identify_student_thoughts",
+    "identify_teacher_thoughts",
     "interpolate_weights",
     "is_adapter",
     "load_adapter",

@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -141,7 +142,7 @@ class ChatTemplate:
         """A rendered prompt as token ids. Special tokens in the text are recognised; no special token is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    @property
+    @cached_property
     def opens_thought(self) -> bool:
         """Whether a prompt ends inside a thought, which the model must close before it answers."""
         return ends_in_thought(self.render(Prompt((Turn("user", PROBE),))))

@@ -192,6 +192,11 @@ class Student(nn.Module):
         about = f"{count:,} parameters, {' and '.join(sorted(dtypes))}, {self.tokenizer.size:,} tokens"
         return f"{type(self).__name__}({name}, {about})"
 
+    @property
+    def opens_thought(self) -> bool:
+        """Whether prompts end inside a thought, which the model must close before it answers."""
+        return self.chat is not None and self.chat.opens_thought
+
     def forward(self, batch: Batch, loss: Loss | OnPolicyLoss = DEFAULT_LOSS, *, summed: bool = False) -> Any:
         """Losses [n] float32 of the supervised positions in (example, position) order, in nats, unweighted.
 

@@ -26,7 +26,7 @@ from potstill.data import run_questions
 from potstill.grading import grade
 from potstill.recipe import Recipe
 from potstill.recipe.on_policy import RewardsSection
-from potstill.records import Question
+from potstill.records import Question, Verdict
 from potstill.report.model import OwnTextSample, OwnTextStep, OwnTextSummary, StalenessRow
 from potstill.report.run_files import RunFiles
 from potstill.training import on_policy
@@ -117,7 +117,9 @@ def _digest(text: OwnText) -> str:
 
 def _sample(text: OwnText, question: Question) -> OwnTextSample:
     assert text.reward is not None, "only texts that count are shown"
-    verdict = grade(text.text, question.gold, question.task, text.stop)  # again, for the answer that the grader found
+    # Again, for the answer that the grader found; a text that was cut inside a thought has none.
+    verdict = grade(text.text, question.gold, question.task, text.stop)
+    verdict = verdict if verdict.grade == text.grade or text.grade is None else Verdict(text.grade)
     return OwnTextSample(text.step, question, text.text, verdict, text.reward, text.advantage)
 
 

@@ -147,7 +147,7 @@ def _judge_chains(
 
 
 def _judge(chain: Chain, question: Question, chain_rules: chain_filter.ChainFilter, source: str) -> Verdict:
-    graded = grading.grade(chain.text, question.gold, question.task, chain.stop)
+    graded = grading.grade_chain(chain.text, question, chain.stop, chain.defects)
     return Verdict(graded.grade, graded.answer, chain_rules.drop_reason(chain.text, graded.grade == "right", source))
 
 

@@ -342,7 +342,7 @@ class _Sampling:
 
 
 def _grade(chain: Chain, question: Question) -> Verdict:
-    return grading.grade(chain.text, question.gold, question.task, chain.stop)
+    return grading.grade_chain(chain.text, question, chain.stop, chain.defects)
 
 
 def _none_right_error(count: int, chain: Chain, question: Question, verdict: Verdict) -> UserError:

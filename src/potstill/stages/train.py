@@ -113,7 +113,7 @@ class Train(Stage):
             digests |= scorer_models.scorer_inputs(recipe)
             digests |= tokenization.thought_tags_identity(models.tokenizer_folder(recipe), "student.tokenizer")
             if any(scorer.rewards for scorer in recipe.train.on_policy.scorers.values()):
-                digests |= custom_set.grader_digests(grader_tasks(recipe))
+                digests |= custom_set.grader_digests(grader_tasks(recipe)) | models.identify_student_thoughts(recipe)
         return digests
 
     def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:

@@ -43,7 +43,7 @@ from typing import Final
 
 from potstill import grading, prompts
 from potstill.alignment.rewrite import merge_candidates
-from potstill.records import END, Candidate, Chain, End
+from potstill.records import END, Candidate, Chain, End, StopReason
 from potstill.thoughts import TextPart, TextParts, strip_part
 
 DECIMALS: Final = 6  # decimals of a log-probability, the same as the engines' results have
@@ -53,6 +53,11 @@ def join_fields(thought: str, answer: str) -> tuple[str, TextParts]:
     """A thought and an answer from separate fields, joined to one text; and the parts of that text."""
     text = f"{thought}\n{answer}"
     return text, [strip_part(text, 0, len(thought), False), strip_part(text, len(thought) + 1, len(text), True)]
+
+
+def lacks_answer(parts: TextParts, stop: StopReason) -> bool:
+    """Whether a text of a thought and an answer was cut before the answer began. parts: empty for a text without thoughts."""
+    return bool(parts) and stop != "end" and parts[-1].start == parts[-1].end
 
 
 def is_learnt(part: TextPart, learnt: str) -> bool:

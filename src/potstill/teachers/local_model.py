@@ -32,7 +32,7 @@ from potstill.inference import (
     check_installed,
 )
 from potstill.recipe import Recipe
-from potstill.records import Chain, Prompt, Question
+from potstill.records import CUT_IN_THOUGHT, Chain, Prompt, Question
 from potstill.teachers import chain_parts
 from potstill.teachers.chain_parts import merge_end_outcomes, truncate_at_answer
 from potstill.teachers.protocol import (
@@ -151,6 +151,8 @@ class LocalModel(Scorer):
         versions = {"version of students": str(models.VERSION), "version of tokenizers": str(tokenization.VERSION)}
         chat |= models.end_of_turn_identity(self.folder, self.chat_settings)
         chat |= tokenization.thought_tags_identity(self.folder, self.model_key)
+        if self.model_key == "teacher.model":
+            chat |= models.identify_teacher_thoughts(self.folder, self.chat_settings)
         return self._source.identity(self.model_key) | super().inputs() | chat | versions
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
@@ -268,11 +270,15 @@ def build_chain(generation: Generation, source: str, chat: bool = False, reasoni
     """The chain of a generated text, truncated after its answer sentence.
 
     For a chat model, tags around thoughts are removed, the parts that are not learnt are dropped (`reasoning`), and the
-    answer sentence is searched after the last thought.
+    answer sentence is searched after the last thought. A chain that was cut inside a thought gets the defect CUT_IN_THOUGHT.
     """
     question, index = generation.key
     chain = Chain.from_tokens(question, index, generation.tokens, generation.candidates, generation.stop, source=source)
-    parts = split_tags(chain.text) if chat and chain.text.encode() == chain.content else []
+    parts = split_tags(chain.text, opened=generation.opened and chain.stop == "length") if chat else []
+    if chain_parts.lacks_answer(parts, chain.stop):
+        chain = replace(chain, defects=(CUT_IN_THOUGHT,))
+    if parts and chain.text.encode() != chain.content:  # the places of the parts are not those of the bytes
+        return chain if chain.defects else truncate_at_answer(chain)
     return (
         truncate_at_answer(*chain_parts.select_parts(chain, parts, reasoning)) if parts else truncate_at_answer(chain)
     )

@@ -251,7 +251,8 @@ class OwnTexts:
                 continue
             question = part.questions[slot.question]
             # The grader gets the stop reason of evaluation: a text that is cut is truncated.
-            verdicts: list[Verdict] = [grade(text.text, question.gold, question.task, text.stop) for text in texts]
+            gold, task, opened = question.gold, question.task, self.student.opens_thought
+            verdicts: list[Verdict] = [grade(text.text, gold, task, text.stop, opened=opened) for text in texts]
             rewards = [reward_of(verdict, text.stop, section) for verdict, text in zip(verdicts, texts, strict=True)]
             rows = zip(texts, verdicts, rewards, reward_effects(rewards, section), strict=True)
             result[slot.step, slot.number] = [

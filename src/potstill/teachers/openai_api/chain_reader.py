@@ -26,7 +26,7 @@ import numpy as np
 
 from potstill.alignment.rewrite import merge_candidates
 from potstill.recipe.teacher import LearntPart
-from potstill.records import END, Candidate, Chain, End, StopReason, token_spans
+from potstill.records import CUT_IN_THOUGHT, END, Candidate, Chain, End, StopReason, token_spans
 from potstill.storage.flat_chains import FlatChain, Piece
 from potstill.teachers import chain_parts
 from potstill.teachers.chain_parts import DECIMALS
@@ -71,6 +71,7 @@ def read_chain(choice: Choice, question: str, index: int, context: ReaderContext
     content filter          the server broke the text off; the chain is empty, so no student learns it
     finish reason unknown   potstill does not know the finish reason
     half a surrogate pair   the text contained half of a character, which was replaced
+    cut in a thought        the text was cut before its answer began, so it has none
     """
     return read_chain_and_answer(choice, question, index, context)[0]
 
@@ -102,6 +103,8 @@ def read_chain_and_answer(choice: Choice, question: str, index: int, context: Re
         chain, answer_start, end_is_known = _read_parts(choice, text, parts, entries, stop, context.reasoning, defects)
     else:
         chain, end_is_known = _read_single_part(choice, text, entries, stop, defects)
+    if chain_parts.lacks_answer(parts, stop):
+        defects.add(CUT_IN_THOUGHT)
     stop = _settle_end(stop, end_is_known, bool(chain.tokens), defects, context)
     key = {"question": question, "source": context.source, "index": index}
     semantics = context.semantics if chain.candidates else "none"

@@ -120,7 +120,7 @@ def grade_and_count(chain: FlatChain, question: Question, usage: UsageMeter, rig
     usage.chains += 1
     usage.graded += 1
     text = chain.content.decode("utf-8", "replace")
-    if grading.grade(text, question.gold, question.task, chain.stop).grade == "right":
+    if grading.grade_chain(text, question, chain.stop, chain.defects).grade == "right":
         usage.right += 1
         right[question.id] = right.get(question.id, 0) + 1
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import Any, Final
 
-from potstill import progress, tokenization
+from potstill import progress, thoughts, tokenization
 from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys
 from potstill.records import Chain, Question
@@ -215,6 +215,8 @@ class OpenAITeacher(Scorer):
 
     def inputs(self) -> dict[str, str]:
         versions = {"version of scores": str(stored_scores.VERSION)} if self.as_scorer else {}
+        if self.recipe.teacher.server.api == "chat" and not self.as_scorer:
+            versions["version of thoughts"] = str(thoughts.VERSION)
         if self.recipe.teacher.server.tokenizer is not None:
             versions["version of tokenizers"] = str(tokenization.VERSION)
         return super().inputs() | versions
