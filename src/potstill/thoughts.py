@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from potstill.records import StopReason
 
-VERSION: Final = 2  # of the tags, and of what is read from a thought that was cut; stored only where it matters
+READING_VERSION: Final = 2  # of the tags, and of what is read from a thought that was cut; stored only where it matters
 
 # Opening and closing tags, as regular expressions, of models that write other tags than <think> or [THINK].
 TAG_PAIRS: Final = (

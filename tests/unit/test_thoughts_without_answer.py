@@ -275,7 +275,7 @@ def test_own_texts_and_evaluated_texts_of_a_run(world: Path, thinker: Path, tmp_
 def test_only_models_that_may_think_name_the_version(thinker: Path, tmp_path: Path) -> None:
     """Runs of all other models stay valid."""
     named, plain = "version of thoughts", save_chat_model(tmp_path / "plain")
-    version = str(thoughts.VERSION)
+    version = str(thoughts.READING_VERSION)
     for model, expected in ((thinker, version), (plain, None)):
         teacher = parse_recipe("name: x", "x.yaml", [f"teacher={{kind: local, model: {model}}}"])
         assert open_stage("sample").inputs(teacher).get(named) == expected

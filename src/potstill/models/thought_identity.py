@@ -16,7 +16,7 @@ from potstill.models.load import chat_template_from_recipe, model_folder
 from potstill.recipe import Recipe
 from potstill.storage.manifest import VERSION_PREFIX
 
-_IDENTITY = {f"{VERSION_PREFIX}thoughts": str(thoughts.VERSION)}
+_IDENTITY = {f"{VERSION_PREFIX}thoughts": str(thoughts.READING_VERSION)}
 
 
 def identify_student_thoughts(recipe: Recipe) -> dict[str, str]:

@@ -216,7 +216,7 @@ class OpenAITeacher(Scorer):
     def inputs(self) -> dict[str, str]:
         versions = {"version of scores": str(stored_scores.VERSION)} if self.as_scorer else {}
         if self.recipe.teacher.server.api == "chat" and not self.as_scorer:
-            versions["version of thoughts"] = str(thoughts.VERSION)
+            versions["version of thoughts"] = str(thoughts.READING_VERSION)
         if self.recipe.teacher.server.tokenizer is not None:
             versions["version of tokenizers"] = str(tokenization.VERSION)
         return super().inputs() | versions
