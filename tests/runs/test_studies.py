@@ -444,3 +444,45 @@ def test_a_run_whose_first_stages_are_still_being_copied_is_no_source(here: Path
     shutil.rmtree(run.run_dir)
     study.make_run(plan, run)
     assert study.is_finished(run) and "copied" not in (run.run_dir / "log.jsonl").read_text("utf-8")
+
+
+def test_the_status_of_a_study_is_that_of_its_runs(here: Path) -> None:
+    plan = study.open_study(Path("rules.yaml"), ["train.prompts_per_step=4"], quick=False)
+    study.make_runs(plan, [sys.executable, "-c", ""])  # writes study.json, and the runs begin later
+    first, second, third, _ = plan.runs
+    study.make_run(plan, first)
+    study.make_run(plan, second)
+    shutil.rmtree(second.run_dir)
+    tiny.before(first.run_dir, second.run_dir, "evaluate")
+    third.run_dir.mkdir()
+    (third.run_dir / "recipe.yaml").write_text("nothing: 1\n", "utf-8")
+    printed = json.loads(CliRunner().invoke(cli.app, ["status", "runs/rules", "--json"]).stdout)
+    assert [run["state"] for run in printed["runs"]] == ["done", "unfinished", "broken", "waiting"]
+    assert printed["runs"][1]["text"].startswith("evaluate")
+    assert printed["resume"] == "potstill study rules.yaml --set train.prompts_per_step=4"
+    shown = CliRunner().invoke(cli.app, ["status", "runs/rules"]).output
+    assert "1 of 4 runs" in shown and printed["resume"] in shown
+
+
+def test_results_are_those_of_the_finished_runs_and_nothing_is_made(here: Path) -> None:
+    plan = study.open_study(Path("rules.yaml"))
+    study.make_run(plan, plan.runs[0])
+    result = CliRunner().invoke(cli.app, ["study", "rules.yaml", "--results"])
+    assert result.exit_code == 0 and "1 of 4 runs" in result.output
+    assert sorted(path.name for path in plan.folder.iterdir() if path.is_dir()) == [
+        "answers", "figures", plan.runs[0].name, "tables"
+    ]  # fmt: skip
+    assert plan.runs[0].name in (plan.folder / "index.html").read_text("utf-8")
+
+
+def test_a_run_of_a_version_without_a_key_is_finished(here: Path) -> None:
+    """A key that came later has its default."""
+    plan = make_all("{name: old, recipe: tiny.yaml, grid: {train.seed: [3]}}")
+    path = plan.runs[0].run_dir / "recipe.yaml"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace("  stop_repeats: false\n", ""), "utf-8")
+    assert path.read_text("utf-8") != text and study.is_finished(plan.runs[0])
+    path.write_text(text.replace("  stop_repeats: false\n", "  stop_repeats: true\n"), "utf-8")
+    assert not study.is_finished(plan.runs[0])
+    path.write_text(text + "earlier: 1\n", "utf-8")
+    assert not study.is_finished(plan.runs[0])

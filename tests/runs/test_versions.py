@@ -74,6 +74,7 @@ COUNTED_AS = {
     "stages": None,  # what they call has the versions
     "run_reader": None,  # reads what a run has written
     "run_status": None,
+    "study_status": None,
     "existing_run": None,
     "runner": None,
     "shared_work": None,  # the units that processes share have the bytes of one process

@@ -155,7 +155,7 @@ def recipes_command(
 
 @app.command("status", epilog="Example: potstill status runs/demo")
 def status_command(run_dir: RunArgument, as_json: PrintsJson = False) -> None:
-    """Show how far each stage of a run is, and how to continue.
+    """Show how far a run or a study is, and how to continue it.
 
     Reads only what is stored, also while the run works.
     """

@@ -1,4 +1,5 @@
-"""The output of `potstill status`: the state of a run as a table of its stages, or as one JSON object."""
+"""The output of `potstill status`: the state of a run as a table of its stages, or of a study as a table of its runs, or as
+one JSON object."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from potstill import study_status
 from potstill.cli.tables import numbers_table, plain_text, print_note, print_table, print_warnings
 from potstill.run_reader import open_run
 from potstill.run_status import State, read_status
@@ -27,7 +29,10 @@ COLOURS: Final[dict[State, str]] = {
 
 
 def print_status(run_dir: Path, *, as_json: bool = False) -> None:
-    """Print the state of a run as a table of its stages, or as one JSON object."""
+    """Print the state of a run as a table of its stages, or as one JSON object; of a study, as a table of its runs."""
+    if study_status.is_study(run_dir):
+        _print_study(study_status.read_study_status(run_dir), as_json=as_json)
+        return
     status = read_status(run_dir)
     if as_json:
         print(json.dumps(asdict(status), ensure_ascii=False))
@@ -47,6 +52,23 @@ def print_status(run_dir: Path, *, as_json: bool = False) -> None:
     print_warnings(status.warnings)
     if status.resume is not None:
         verb = "when it has ended, continue with" if status.processes else "continue with"
+        Console().print(plain_text(f"{verb}: {status.resume}"), soft_wrap=True)  # one line, to be copied
+
+
+def _print_study(status: study_status.StudyStatus, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(status), ensure_ascii=False))
+        return
+    table = Table("run", "state", "", title=plain_text(status.folder), title_justify="left", box=None, pad_edge=False)
+    for run in status.runs:
+        text = run.text if run.log is None or run.state != "unfinished" else f"{run.text}; messages: {run.log}"
+        table.add_row(plain_text(run.name), Text(run.state, COLOURS[run.state]), plain_text(text))
+    print_table(table)
+    done = sum(run.state == "done" for run in status.runs)
+    print_note(f"finished: {done} of {len(status.runs)} runs")
+    if status.resume is not None:
+        working = any(run.state == "running" for run in status.runs)
+        verb = "when it has ended, continue with" if working else "continue with"
         Console().print(plain_text(f"{verb}: {status.resume}"), soft_wrap=True)  # one line, to be copied
 
 

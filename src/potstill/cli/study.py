@@ -47,6 +47,9 @@ def _study(
         bool, typer.Option("--quick", help="Make the small version: the section `quick` applies.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and what they share, then exit.")] = False,
+    only_results: Annotated[
+        bool, typer.Option("--results", help="Write tables and page of the runs that are finished, then exit.")
+    ] = False,
     run: Annotated[str, typer.Option(metavar="NAME", help="Make only this run, in this process.")] = "",
     redo_outdated: Annotated[
         bool,
@@ -69,11 +72,15 @@ def _study(
     plan = study.open_study(path, changes or (), quick=quick)
     if run:
         _refuse_options(
-            jobs > 1 and "--jobs", shard and "--shard", dry_run and "--dry-run", keep_going and "--keep-going"
+            *(jobs > 1 and "--jobs", shard and "--shard", dry_run and "--dry-run", keep_going and "--keep-going"),
+            only_results and "--results",
         )
         study.make_run(plan, plan.find(run), redo_outdated=redo_outdated)
         return
     study.check_folder(plan)
+    if only_results:
+        _print_results(plan)
+        return
     problems = study.find_problems(plan, redo_outdated=redo_outdated)
     if dry_run:
         print_wrapped(describe_study(plan, problems))
@@ -82,17 +89,14 @@ def _study(
     if not keep_going and any(not problem.later for problem in problems):
         print_wrapped(describe_problems(plan, problems))
         _refuse_problems(plan, problems)
-    command = [sys.executable, "-m", "potstill", "study", str(path)]
-    for change in changes or ():
-        command += ["--set", change]
-    command += ["--quick"] * quick + ["--redo-outdated"] * redo_outdated + ["--run"]
+    words = [*plan.words, *(["--redo-outdated"] if redo_outdated else [])]
+    command = [sys.executable, "-m", "potstill", *words, "--run"]
     results = study.make_runs(plan, command, jobs=jobs, shard=(part.number, part.count) if part else (1, 1))
     if part is not None and not all(map(study.is_finished, plan.runs)):
-        rest = shlex.join(["potstill", *command[3:-1]])
+        rest = shlex.join(["potstill", *words])
         typer.echo(f"when all {part.count} shards are done, write the tables with: {rest}", err=True)
     else:
-        with study.lock_files(plan):
-            _print_results(plan)
+        _print_results(plan)
     _refuse_failures(path, results)
 
 
@@ -112,11 +116,19 @@ def _refuse_problems(study: Study, problems: Sequence[StudyProblem]) -> None:
 
 def _print_results(study: Study) -> None:
     """Print the table of every experiment, and write the tables and the page."""
+    from potstill.study import lock_files
+
+    with lock_files(study):
+        _write_results(study)
+
+
+def _write_results(study: Study) -> None:
     from potstill.cli.compare_groups import print_tables
     from potstill.cli.tables import print_note
     from potstill.study import find_finished, read_tables, remove_stale_files, write_page, write_table
 
     written, finished = [], find_finished(study)
+    print_note(f"finished: {len(finished)} of {len(study.runs)} runs")
     for table in read_tables(study, finished):
         print_note(f"\n{table.experiment.name}: {table.experiment.title or study.title}".rstrip(": "))
         if table.fault:

@@ -321,8 +321,13 @@ def _divide(
 
 
 def _differing_keys(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each row's values of the keys that are not equal in all rows. In a recipe with several teachers, the keys of `teacher`
-    have their defaults and mean nothing, so it gets no value of them."""
+    """Each row's values of the keys that are not equal in all rows, and the sections of these keys that the row lacks.
+
+    In a recipe with several teachers, the keys of `teacher` have their defaults and mean nothing, so they have no value.
+
+    >>> _differing_keys([{"train.replay": None}, {"train.replay.share": 0.2, "train.replay.sets": ["bbh"]}])[0]
+    {'train.replay': None, 'train.replay.share': None, 'train.replay.sets': None}
+    """
     differing = [
         key
         for key in dict.fromkeys(key for row in rows for key in row)
@@ -330,7 +335,12 @@ def _differing_keys(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
     several = [any(key.startswith("teachers.") for key in row) for row in rows]
     return [
-        {key: None if unused and key.startswith("teacher.") else row.get(key) for key in differing}
+        {
+            section: None
+            for section in row
+            if row[section] is None and any(key.startswith(f"{section}.") for key in differing)
+        }
+        | {key: None if unused and key.startswith("teacher.") else row.get(key) for key in differing}
         for row, unused in zip(rows, several, strict=True)
     ]
 

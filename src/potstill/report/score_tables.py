@@ -137,7 +137,8 @@ def table_notes(groups: Sequence[SeedGroup], scores: Sequence[GroupScore]) -> li
 def to_csv_text(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> str:
     """The table as CSV text. Seeds and the shares of single seeds are in one cell, separated by spaces."""
     of_group = {group.label: group for group in groups}
-    keys, quoted = list(dict.fromkeys(key for group in groups for key in group.keys)), list_quoted(groups)
+    named = dict.fromkeys(key for group in groups for key, value in group.keys.items() if value is not None)
+    keys, quoted = list(named), list_quoted(groups)
     rows: list[tuple[CellValue, ...]] = []
     last = {(score.answers, score.of, score.set): score for score in scores}
     for score in scores:

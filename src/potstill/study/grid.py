@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +66,7 @@ class Study:
     path    the study file
     recipe  path of the base recipe, or `demo`
     runs    all different runs, in the order of the experiments
+    words   the command that makes the study, without the program's name
     """
 
     path: Path
@@ -75,6 +76,7 @@ class Study:
     folder: Path
     experiments: tuple[Experiment, ...]
     runs: tuple[StudyRun, ...]
+    words: tuple[str, ...]
 
     def find(self, name: str) -> StudyRun:
         """The run with a name. Raises UserError if the study has no such run."""
@@ -92,7 +94,8 @@ def open_study(path: Path, changes: Sequence[str] = (), *, quick: bool = False) 
     quick    the small version of the study
     Raises UserError for the first fault.
     """
-    return expand_study(load_study(path, quick=quick), changes)
+    study = expand_study(load_study(path, quick=quick), changes)
+    return replace(study, words=(*study.words, *(["--quick"] if quick else [])))
 
 
 def expand_study(file: StudyFile, changes: Sequence[str] = ()) -> Study:
@@ -130,7 +133,8 @@ def expand_study(file: StudyFile, changes: Sequence[str] = ()) -> Study:
         )
     _check_names(file, [run.name for run in runs.values()])
     made = tuple(runs.values())
-    return Study(Path(file.where), file.recipe, file.name, file.title, folder, tuple(experiments), made)
+    words = ("study", file.where, *(word for change in changes for word in ("--set", change)))
+    return Study(Path(file.where), file.recipe, file.name, file.title, folder, tuple(experiments), made, words)
 
 
 def _combine(experiment: ExperimentFile) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:

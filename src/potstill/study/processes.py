@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,13 +24,12 @@ from typing import IO, Final
 
 from potstill import demo, progress, runner, storage
 from potstill.errors import UserError
-from potstill.recipe import Recipe, recipe_to_yaml
+from potstill.recipe import Recipe, load_recipe, recipe_to_yaml
 from potstill.recipe.study import load_study
 from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.shared_stages import call_when_unlocked, share_stages
+from potstill.study_status import LOG_FOLDER, STUDY_FILE
 
-LOG_FOLDER: Final = "logs"
-STUDY_FILE: Final = "study.json"
 FILE_LOCK_SECONDS: Final = 600.0  # maximum wait for another shard that writes the tables and the page
 REPORT_SECONDS: Final = 15.0  # between two lines about the runs in progress
 
@@ -131,6 +131,7 @@ def study_to_json(study: Study) -> dict[str, object]:
     return {
         "name": study.name,
         "file": str(study.path),
+        "command": shlex.join(["potstill", *study.words]),
         "title": study.title,
         "experiments": [
             {
@@ -162,7 +163,14 @@ def find_finished(study: Study) -> frozenset[str]:
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> bool:
-    return storage.read_bytes(path) == recipe_to_yaml(recipe).encode()
+    """Whether a stored recipe has the same values. One that an earlier version wrote lacks the keys that came later."""
+    expected = recipe_to_yaml(recipe)
+    if storage.read_bytes(path) == expected.encode():
+        return True
+    try:
+        return recipe_to_yaml(load_recipe(path)) == expected
+    except UserError:  # it has a key of an earlier version
+        return False
 
 
 def _run_process(
