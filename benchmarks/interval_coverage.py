@@ -1,6 +1,7 @@
 """How often intervals over seeds and questions contain the truth, in simulated studies.
 
     python benchmarks/interval_coverage.py [--studies 2000] [--level 0.95] [--numbers "share right" ...] [--spreads 0.2 ...]
+    python benchmarks/interval_coverage.py --runs RUN RUN RUN RUN RUN RUN     # instead: false claims between real runs
 
 A study asks students with several seeds the same questions. The log-odds of a right answer are the sum of a level, the
 difficulty of the question (normal, 1.5), the student's own strength on it (normal, 0.5) and the seed's strength (normal,
@@ -12,6 +13,8 @@ Prints three Markdown tables. The first has, for each number, spread of seeds an
 the numbers of questions (50, 200, 500) and levels, with where it is, and the median half width in points at 200
 questions. The second compares ways to make the interval of a share, at 200 questions. The third counts false claims: six
 seeds of one recipe are split into three and three in all ten ways, and a difference is claimed if its interval is without 0.
+
+With --runs, prints this third table for six real runs of one recipe, with a row for each set and for each mean over sets.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from scipy import stats
 
 from potstill.evaluation import intervals
+from potstill.report import group_files, group_scores
 
 DIFFICULTY: Final = 1.5  # standard deviations of log-odds
 OWN_STRENGTH: Final = 0.5
@@ -48,7 +53,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--numbers", nargs="+", default=NUMBERS, choices=NUMBERS)
     parser.add_argument("--spreads", nargs="+", type=float, default=SPREADS)
+    parser.add_argument(
+        "--runs", nargs=6, type=Path, help="real runs of one recipe with six seeds, instead of simulated ones"
+    )
     args = parser.parse_args()
+    if args.runs:
+        print("\n".join(write_claims_of_runs(args.runs, args.level)))
+        return
     print("\n".join(write_coverage(args.numbers, args.spreads, args.studies, args.level, args.seed)), flush=True)
     print()
     print("\n".join(write_alternatives(args.studies, args.level, args.seed)), flush=True)
@@ -207,16 +218,59 @@ def write_false_claims(studies: int, level: float, seed: int) -> Iterator[str]:
 def count_claims(generator: np.random.Generator, spread: float, level: float) -> tuple[int, int]:
     """How many of ten comparisons of one recipe claim a difference: of three seeds with three, and of one run with one."""
     table = answer(generator, 0.3, spread, 6, generator.normal(0, DIFFICULTY, 200))
-    seeds, pairs = 0, 0
+    pairs = list(combinations(range(6), 2))[:10]
+    return len(find_claims([table], level)), sum(claims_pair(table[a], table[b], level) for a, b in pairs)
+
+
+def find_claims(tables: Sequence[np.ndarray], level: float) -> list[float]:
+    """The differences that are claimed when six seeds are split into three and three in all ten ways.
+
+    tables  a table for each set, (seeds, questions)
+    """
+    claimed = []
     splits = [split for split in combinations(range(6), 3) if 0 in split]  # ten: the other three are the second side
-    for number, first in enumerate(splits):
+    for first in splits:
         second = [row for row in range(6) if row not in first]
-        _, low, high = intervals.seeds_difference(table[list(first)], table[second], level)
-        seeds += low > 0 or high < 0
-        a, b = list(combinations(range(6), 2))[number]
-        _, low, high = intervals.paired_difference(list(table[a] > 0), list(table[b] > 0), level)
-        pairs += low > 0 or high < 0
-    return seeds, pairs
+        difference, low, high = intervals.seeds_mean_difference(
+            [table[list(first)] for table in tables], [table[second] for table in tables], level
+        )
+        if low > 0 or high < 0:
+            claimed.append(difference)
+    return claimed
+
+
+def claims_pair(first: np.ndarray, second: np.ndarray, level: float) -> bool:
+    _, low, high = intervals.paired_difference(list(first > 0), list(second > 0), level)
+    return low > 0 or high < 0
+
+
+def write_claims_of_runs(runs: Sequence[Path], level: float) -> Iterator[str]:
+    """The same comparisons for six real runs of one recipe, in their first format and decoding, on test."""
+    answers = [group_files.read_run(run) for run in runs]
+    assert len(answers) == 6 and len(group_scores.group_runs(answers)) == 1, "six runs that differ only in seeds"
+    name = min(answers[0].right)
+    asked = sorted(set.intersection(*(set(run.right[name]) for run in answers)))
+    tables: dict[str, dict[str, np.ndarray]] = {}
+    for set_name, group in answers[0].groups.items():
+        of_set = [question for question in asked if answers[0].right[name][question][0] == set_name]
+        table = np.array([[float(run.right[name][question][1]) for question in of_set] for run in answers])
+        tables.setdefault(group, {})[set_name] = table
+    yield f"{name}, test, seeds {', '.join(str(run.seeds['train.seed']) for run in answers)}"
+    yield ""
+    yield "| | questions | percent right, by seed | claims of 10, three seeds each | claims of 15, one seed each |"
+    yield "|---|---|---|---|---|"
+    for group, of_group in tables.items():
+        rows = {set_name: [table] for set_name, table in of_group.items()}
+        if len(rows) > 1:
+            rows[f"mean of {len(rows)} sets {group}"] = list(of_group.values())
+        for label, of_row in rows.items():
+            shares = np.mean([table.mean(1) for table in of_row], 0)
+            pairs = combinations(range(6), 2)
+            single = sum(claims_pair(of_row[0][a], of_row[0][b], level) for a, b in pairs) if len(of_row) == 1 else "-"
+            yield (
+                f"| {label} | {sum(table.shape[1] for table in of_row)} | {', '.join(f'{100 * x:.1f}' for x in shares)} "
+                f"| {len(find_claims(of_row, level))} | {single} |"
+            )
 
 
 if __name__ == "__main__":

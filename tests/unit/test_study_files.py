@@ -198,7 +198,7 @@ def test_the_studies_of_the_repository_have_runs(path: Path, monkeypatch: pytest
         study = expand_study(load_study(path, quick=quick))
         assert len(study.runs) > 3 and all(one.runs for one in study.experiments)
         seeds = {run.recipe.training_seed for run in study.runs}
-        assert len(seeds) == (2 if quick else 3)
+        assert len(seeds) == 2 if quick else len(seeds) >= 3
 
 
 def test_a_run_may_be_named_by_a_number() -> None:
