@@ -7,20 +7,31 @@ seconds of one thread, the best of several runs. Peers run in their own environm
 it their value is "not installed". The extra `compiled` is needed. For the targets, GSM8K has no teacher's
 probabilities: the candidates are the likeliest successors in the set, with probabilities drawn so that most steps are
 nearly certain (kept mass about 0.97).
+
+    POTSTILL_DATA=... python benchmarks/alignment.py --memory 2000 20000
+
+Prints the peak memory and the processor time of a process that reads these numbers of chains (eight a question) and makes
+the targets of the first 256 of them, as the stage `align` does: rule `text`, p50k to T5.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import platform
 import random
 import re
+import resource
 import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,11 +40,15 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from peers import best
-from potstill import tokenization
-from potstill.alignment import compiled, dtw, spans
+from potstill import models, tokenization
+from potstill.alignment import compiled, dtw, spans, target_store
+from potstill.alignment.coverage import Coverage
 from potstill.alignment.cross_tokenizer import transfer
 from potstill.alignment.text_rule_completions import completions
-from potstill.records import END, Chain
+from potstill.recipe import parse_recipe
+from potstill.records import END, Chain, Verdict
+from potstill.stages import align
+from potstill.storage import parquet
 from potstill.tokenization import Tokenizer
 
 PAIRS = ("p50k_base:t5", "cl100k_base:t5", "gpt2:mistral", "mistral:t5", "t5:cl100k_base")
@@ -47,8 +62,17 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--pairs", nargs="+", default=PAIRS)
     parser.add_argument("--chains", type=int, default=30, help="chains a question, for the targets")
+    parser.add_argument("--memory", type=int, nargs="+")
+    parser.add_argument("--one", nargs=2)
     args = parser.parse_args()
     data = Path(os.environ["POTSTILL_DATA"])
+    if args.one:
+        measure_memory(data, int(args.one[0]), Path(args.one[1]))
+        return
+    for count in args.memory or ():
+        memory(data, count)
+    if args.memory:
+        return
     texts = solutions(data, args.texts)
     time_warping(data, texts, args.peers)
     for pair in args.pairs:
@@ -196,6 +220,46 @@ def targets(pair: str, texts: list[str], teacher: Tokenizer, student: Tokenizer,
             ),
             flush=True,
         )
+
+
+def memory(data: Path, count: int) -> None:
+    """Print the peak memory of a process that aligns `count` chains."""
+    with tempfile.TemporaryDirectory() as name:
+        run_dir = Path(name)
+        teacher = tokenization.load_tokenizer(data / "tokenizers" / "p50k_base")
+        texts = solutions(data, 7000)
+
+        def chains() -> Iterator[Chain]:
+            for start in range(0, count, 400):
+                begin = start % len(texts)
+                for chain in chains_with_candidates(texts[begin : begin + min(400, count - start)], teacher, 8):
+                    yield replace(chain, question=f"{start:07}-{int(chain.question[1:]):03}", source="teacher")
+
+        parquet.write_chains(run_dir / "sample" / "chains.parquet", chains())
+        keys = (chain.key for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet", candidates=False))
+        verdicts = ((key, Verdict("right", "1")) for key in keys)
+        parquet.write_verdicts(run_dir / "filter" / "verdicts.parquet", verdicts)
+        command = [sys.executable, __file__, "--one", str(count), name]
+        result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    print(json.dumps({"name": f"aligning, {count} chains", **result}), flush=True)
+
+
+def measure_memory(data: Path, count: int, run_dir: Path) -> None:
+    """Begin to align the chains of a run in this process, and print its memory and time."""
+    recipe = parse_recipe(
+        f"name: bench\nteacher: {{kind: openai, model: m}}\ntransfer: {{rule: text}}\n"
+        f"student: {{tokenizer: {data / 'tokenizers' / 't5'}, shape: flan-t5-base}}\n",
+        "bench.yaml",
+    )
+    tokenizer = models.tokenizer_from_recipe(recipe)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.process_time()
+    blocks = align._all_blocks(run_dir, recipe, tokenizer, Coverage(tokenizer))
+    arrays = target_store.join_blocks([next(blocks)])
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()[:12]
+    row = {"peak MiB": round(peak), "MiB over the start": round(peak - before)}
+    print(json.dumps(row | {"processor s": round(seconds, 1), "digest": digest}))
 
 
 def chains_with_candidates(texts: list[str], teacher: Tokenizer, share: int) -> list[Chain]:

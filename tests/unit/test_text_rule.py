@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -319,3 +321,16 @@ def test_the_order_of_chains_changes_nothing() -> None:
     forth = [transfer(chain, student, completions=run) for chain in chains]
     back = [transfer(chain, student, completions=run) for chain in reversed(chains)]
     assert forth == back[::-1]
+
+
+def test_completions_need_not_keep_the_chains() -> None:
+    """Counted from texts alone, with the chains of one question at a time, as the stage `align` does."""
+    language, teacher, student = world()
+    chains = [chain for _, _, chain in drawn(oracle.Oracle(language, teacher, student), 5, 4)]
+    kept = completions(chains, student)
+    unkept = completions((replace(chain, candidates=()) for chain in chains), student, keep=False)
+    for question, group in itertools.groupby(chains, key=lambda chain: chain.question):
+        own = list(group)
+        unkept.set_question(question, own)
+        for chain in own:
+            assert transfer(chain, student, completions=unkept) == transfer(chain, student, completions=kept)

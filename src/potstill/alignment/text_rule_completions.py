@@ -24,11 +24,11 @@ A level that counted n tokens has n times the weight of all levels after it, whi
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from itertools import pairwise
 from typing import Final, NamedTuple
 
 from potstill.alignment.exact_rules import StepProbabilities, check_chain, step_distributions
@@ -72,25 +72,30 @@ class Context(NamedTuple):
 
 
 class Completions:
-    """Counts how pre-tokens continue in a list of chains. The object keeps the chains.
+    """Counts how pre-tokens continue in the chains of a run.
 
     The data of one question are computed when they are needed, and replaced by the data of the next question. So
     transfer all chains of a question before those of the next one.
     """
 
-    def __init__(self, chains: Iterable[Chain], pre_tokens: PreTokens) -> None:
+    def __init__(self, chains: Iterable[Chain], pre_tokens: PreTokens, keep: bool = True) -> None:
+        """keep: whether the object keeps the chains, for the data of their questions; without them, `set_question` gives
+        the chains of each question, and the memory does not grow with the number of chains."""
         self.pre_tokens = pre_tokens
         self._chains: dict[str, list[Chain]] = defaultdict(list)
-        for chain in chains:
-            if chain.tokens:
+        if keep:
+            for chain in chains:
                 self._chains[chain.question].append(chain)
+            chains = itertools.chain.from_iterable(self._chains.values())
+        self._count = 0
         # Counts over the run: by the text so far; by this text with equal digits; by the last token, and whether it
         # begins a pre-token.
         self._by_text: dict[bytes, Counter[Piece]] = defaultdict(Counter)
         self._by_shape: dict[bytes, Counter[Piece]] = defaultdict(Counter)
         self._by_token: dict[tuple[bytes, bool], Counter[Piece]] = defaultdict(Counter)
-        for group in self._chains.values():
-            for chain in group:
+        for chain in chains:
+            self._count += 1
+            if chain.tokens:
                 for (_, text, last), piece in _pieces(chain, pre_tokens):
                     self._by_text[text][piece] += 1
                     self._by_token[last, len(last) == len(text)][piece] += 1
@@ -113,8 +118,11 @@ class Completions:
         self._written: dict[tuple, list[WrittenTokens]] = {}
 
     def __repr__(self) -> str:
-        chains = sum(map(len, self._chains.values()))
-        return f"Completions({chains} chains of {len(self._chains)} questions)"
+        return f"Completions({self._count} chains)"
+
+    def set_question(self, question: str, chains: Iterable[Chain]) -> None:
+        """Use these chains, with their candidates, for the data of a question, in place of all chains that are kept."""
+        self._chains, self._question = {question: list(chains)}, None
 
     def prefix_tree(self, question: str) -> Mapping[bytes, StepProbabilities]:
         """Maps the digest of the beginning of a chain of this question to the probabilities of the outcomes after it."""
@@ -277,7 +285,7 @@ class Completions:
         """Compute the data of a question, unless it is the current one."""
         if question == self._question:
             return
-        chains = self._chains.get(question, [])
+        chains = [chain for chain in self._chains.get(question, ()) if chain.tokens]
         self._question, self._prefix_tree, self._steps = question, {}, {}
         self._next, self._written, self._ranked_near = {}, {}, {}
         near, nearest = self._near, self._nearest = defaultdict(Counter), defaultdict(Counter)
@@ -295,16 +303,21 @@ class Completions:
                     nearest[_equal_digits(previous), text][piece] += 1
 
 
-def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
+def completions(chains: Iterable[Chain], tokenizer: object, *, keep: bool = True) -> Completions:
     """How pre-tokens continue in the chains of a run, for `transfer` with the rule `text` and the same tokenizer.
 
     chains     at least the chains that will be transferred; chains without tokens are ignored
     tokenizer  the student's, which decides where pre-tokens begin
+    keep       whether the chains are kept; if not, they need no candidates, and are given again with them, question by
+               question (`Completions.set_question`)
     """
-    chains = list(chains)
-    for chain in chains:
-        check_chain(chain)
-    return Completions(chains, get_pre_tokens(tokenizer))
+
+    def checked() -> Iterator[Chain]:
+        for chain in chains:
+            check_chain(chain)
+            yield chain
+
+    return Completions(checked(), get_pre_tokens(tokenizer), keep)
 
 
 def _pieces(chain: Chain, pre_tokens: PreTokens) -> Iterator[tuple[tuple[bytes | None, bytes, bytes], Piece]]:
@@ -313,7 +326,7 @@ def _pieces(chain: Chain, pre_tokens: PreTokens) -> Iterator[tuple[tuple[bytes |
     bounds = [0, *pre_tokens.boundaries(content), len(content)]
     previous: bytes | None = None
     token = 0
-    for begin, end in pairwise(bounds):
+    for begin, end in itertools.pairwise(bounds):
         reached, last = begin, b""
         while reached < end:
             start, stop = spans[token]

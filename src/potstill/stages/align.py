@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -128,10 +128,10 @@ def _make_blocks(
     if not blocks:
         return
     block_of = {question: number for number, block in blocks.items() for question in block}
-    kept, options = _read_kept(run_dir, recipe, block_of), dict[str, dict[str, Any]]()
-    if section.rule == "text":
-        kept = list(kept)
-        options = _text_rule_options(run_dir, recipe, tokenizer, kept, block_of)
+    options = _text_rule_options(run_dir, recipe, tokenizer) if section.rule == "text" else {}
+    kept = _read_kept(run_dir, recipe, block_of)
+    if options:
+        kept = _set_questions(kept, options)
     total = sum(chains for block in blocks.values() for chains in block.values())
     with progress.bar("align", total, "chains") as tick:
         for number, chains in groupby(kept, key=lambda row: block_of[row[0].question]):
@@ -171,25 +171,26 @@ def _read_kept(
             yield chain, *rewrite.prepare_chain(chain, section.rewrite, section.calculator_marks)
 
 
-def _text_rule_options(
-    run_dir: Path,
-    recipe: Recipe,
-    tokenizer: tokenization.Tokenizer,
-    kept: Sequence[KeptChain],
-    questions: Collection[str],
-) -> dict[str, dict[str, Any]]:
-    """Source -> the options of the rule `text`. kept: the kept chains of the questions, which alone need candidates."""
-    own = {chain.key: taught for chain, taught, _ in kept}
-    everything = [
-        own[chain.key] if chain.question in questions else taught
-        for chain, taught, _ in _read_kept(run_dir, recipe, None, candidates=False)
-    ]
+def _text_rule_options(run_dir: Path, recipe: Recipe, tokenizer: tokenization.Tokenizer) -> dict[str, dict[str, Any]]:
+    """Source -> the options of the rule `text`, which read the texts of all kept chains of the source."""
     options, tokenizers = {}, _teacher_tokenizers(recipe)
     for source in recipe.sources:  # the chains of one teacher say nothing about the words of another
-        of_source = [chain for chain in everything if source in ("", chain.source)]
-        completions = text_rule_completions.completions(of_source, tokenizer)
+        texts = _read_kept(run_dir, recipe, None, candidates=False)
+        of_source = (taught for chain, taught, _ in texts if source in ("", chain.source))
+        completions = text_rule_completions.completions(of_source, tokenizer, keep=False)
         options[source] = {"completions": completions, "teacher": tokenizers.get(source)}
     return options
+
+
+def _set_questions(kept: Iterable[KeptChain], options: Mapping[str, Mapping[str, Any]]) -> Iterator[KeptChain]:
+    """The same chains. Before the first one of a question, the completions of each source get all of its chains of the
+    question."""
+    for question, group in groupby(kept, key=lambda row: row[0].question):
+        rows = list(group)
+        for source, own in options.items():
+            of_source = [taught for chain, taught, _ in rows if source in ("", chain.source)]
+            own["completions"].set_question(question, of_source)
+        yield from rows
 
 
 def _verdicts(run_dir: Path) -> Path:
