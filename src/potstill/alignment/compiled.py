@@ -63,11 +63,13 @@ class _CompiledTable(time_warping.CostTable):
         return least
 
     @staticmethod
-    def backtrace(least: np.ndarray, start: int, i: int, j: int, groups: list[list[int]]) -> tuple[int, int]:
-        rows, columns, i, j = _backtrace(least, start, i, j)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            groups[column].append(row)
-        return i, j
+    def backtrace(least: np.ndarray, start: int, i: int, j: int) -> tuple[list[int], list[int], int, int]:
+        rows, columns = np.empty((2, i - start + j), np.int64)
+        count, i, j = _step_back(least.ravel(), least.shape[1], start, i, j, rows, columns)
+        return rows[:count].tolist(), columns[:count].tolist(), i, j
+
+
+_step_back = njit(cache=True)(time_warping.step_back)
 
 
 @njit(cache=True)
@@ -114,21 +116,3 @@ def _fill(least, distances, teacher, student):  # type: ignore[no-untyped-def]
             entry[j] = min(before[j], before[j + 1])
         for j in range(len(student)):
             row[j + 1] = min(row[j], entry[j]) + change[student[j]]
-
-
-@njit(cache=True)
-def _backtrace(least, start, i, j):  # type: ignore[no-untyped-def]
-    """The rows and columns of the path's cells, from its end on, and the cell at which it leaves the rows."""
-    cells = np.empty((2, i - start + j), np.int64)
-    count = 0
-    while i > start and j:
-        cells[0, count], cells[1, count] = i - 1, j - 1
-        count += 1
-        diagonal, up, left = least[i - 1 - start, j - 1], least[i - 1 - start, j], least[i - start, j - 1]
-        if diagonal <= up and diagonal <= left:
-            i, j = i - 1, j - 1
-        elif up <= left:
-            i -= 1
-        else:
-            j -= 1
-    return cells[0, :count], cells[1, :count], i, j

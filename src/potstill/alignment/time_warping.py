@@ -93,7 +93,9 @@ def find_path(table: CostTable) -> DtwAlignment:
         first_row = first_rows.pop()
         if row > start and start != starts[-1]:
             block = table.fill(first_row, start, row)
-        row, column = table.backtrace(block, start, row, column, groups)
+        path_rows, path_columns, row, column = table.backtrace(block, start, row, column)
+        for token, group in zip(path_rows, path_columns, strict=True):
+            groups[group].append(token)
     return DtwAlignment(cost, tuple(tuple(reversed(group)) for group in groups))
 
 
@@ -136,24 +138,16 @@ class CostTable:
         return least
 
     @staticmethod
-    def backtrace(least: np.ndarray, start: int, i: int, j: int, groups: list[list[int]]) -> tuple[int, int]:
-        """Follow the cheapest path from cell (i, j) back to the row `start`, and add the teacher's tokens to the groups.
+    def backtrace(least: np.ndarray, start: int, i: int, j: int) -> tuple[list[int], list[int], int, int]:
+        """The teacher's and the student's tokens on the cheapest path from cell (i, j) back to the row `start`, and the cell
+        at which the path reaches that row, or the first column.
 
-        least  the rows from `start` on. Returns the cell at which the path reaches the first row, or the first column
+        least  the rows from `start` on
         """
-        width = least.shape[1]
-        costs = least.ravel().data  # a memoryview gives whole numbers of Python, faster than the array
-        while i > start and j:
-            groups[j - 1].append(i - 1)
-            cell = (i - start) * width + j
-            diagonal, up, left = costs[cell - width - 1], costs[cell - width], costs[cell - 1]
-            if diagonal <= up and diagonal <= left:
-                i, j = i - 1, j - 1
-            elif up <= left:
-                i -= 1
-            else:
-                j -= 1
-        return i, j
+        rows, columns = [0] * (i - start + j), [0] * (i - start + j)
+        # A memoryview gives whole numbers of Python, faster than the array.
+        count, i, j = step_back(least.ravel().data, least.shape[1], start, i, j, rows, columns)
+        return rows[:count], columns[:count], i, j
 
     def _sums(self, string: int) -> np.ndarray:
         if not self.sums and len(self.distances) <= self.most_sums:
@@ -170,6 +164,26 @@ class CostTable:
         sums = np.zeros((len(distances), len(self.student_index) + 1), self.dtype)
         np.cumsum(distances[:, self.student_index], axis=1, dtype=self.dtype, out=sums[:, 1:])
         return sums
+
+
+def step_back(costs, width, start, i, j, rows, columns):  # type: ignore[no-untyped-def]
+    """Write the cells of the path into `rows` and `columns`. Returns their number, and the cell that `backtrace` returns.
+
+    costs  [rows x width] flat. `compiled` compiles this function, so it has neither annotations nor objects
+    """
+    count = 0
+    while i > start and j:
+        rows[count], columns[count] = i - 1, j - 1
+        count += 1
+        cell = (i - start) * width + j
+        diagonal, up, left = costs[cell - width - 1], costs[cell - width], costs[cell - 1]
+        if diagonal <= up and diagonal <= left:
+            i, j = i - 1, j - 1
+        elif up <= left:
+            i -= 1
+        else:
+            j -= 1
+    return count, i, j
 
 
 def _index_distinct(strings: Sequence[str]) -> tuple[list[int], list[str]]:

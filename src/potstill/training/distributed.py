@@ -29,7 +29,7 @@ default format contains a pickle, which could run code when it is loaded.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -148,15 +148,11 @@ def full_state_dict(student: Student) -> dict[str, Tensor] | None:
     """
     if not is_sharded(student):
         return None
-    cast(FSDPModule, student).reshard()  # after `forward` the embedding and the head are still gathered
-    is_main = is_main_process()
-    full: dict[int, Tensor] = {}  # by identity of the tensor
+    is_main, full = is_main_process(), dict[str, Tensor]()
     state = student.checkpoint_state(student.model.state_dict(keep_vars=True))
-    for value in state.values():
-        if id(value) not in full:
-            whole = full_tensor(value.detach())
-            full[id(value)] = whole.cpu() if is_main else whole.new_empty(0)
-    return {name: full[id(value)] for name, value in state.items()} if is_main else {}
+    for names, weight in _gather_weights(student, state):
+        full |= dict.fromkeys(names, weight.cpu() if is_main else weight.new_empty(0))
+    return {name: full[name] for name in state} if is_main else {}
 
 
 def copy_weights(student: Student, whole: Student) -> None:
@@ -164,14 +160,22 @@ def copy_weights(student: Student, whole: Student) -> None:
 
     Every process must call it. The memory in addition to `whole` is one weight on every process.
     """
+    copies = whole.model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for names, weight in _gather_weights(student, student.model.state_dict(keep_vars=True)):
+            copies[names[0]].copy_(weight)
+
+
+def _gather_weights(student: Student, state: Mapping[str, Tensor]) -> Iterator[tuple[list[str], Tensor]]:
+    """The names of each weight in a state of the student, several for a tied weight, and the whole weight, gathered one at a
+    time."""
     if is_sharded(student):
         cast(FSDPModule, student).reshard()  # after `forward` the embedding and the head are still gathered
-    copies, copied = whole.model.state_dict(keep_vars=True), set[int]()
-    with torch.no_grad():
-        for name, value in student.model.state_dict(keep_vars=True).items():
-            if id(copies[name]) not in copied:  # tied weights have one copy
-                copied.add(id(copies[name]))
-                copies[name].copy_(full_tensor(value.detach()))
+    names: dict[int, list[str]] = {}  # by identity of the tensor
+    for name, value in state.items():
+        names.setdefault(id(value), []).append(name)
+    for tied in names.values():
+        yield tied, full_tensor(state[tied[0]].detach())
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
