@@ -113,6 +113,26 @@ def test_losses_of_different_objectives_are_in_different_panels() -> None:
     assert [(panel.objective, len(panel.lines)) for panel in view(example_study.sizes()).losses] == [("", 8)]
 
 
+def test_a_panel_is_named_by_its_objective() -> None:
+    def named(*objectives: dict[str, Any]) -> list[str]:
+        [experiment], runs = example_study.rules()
+        changed = {
+            name: replace(run, objective=objectives[index % len(objectives)])
+            for index, (name, run) in enumerate(runs.items())
+        }
+        return [panel.objective for panel in view_experiment(experiment, changed).losses]
+
+    one, other = {"student.tokenizer": "a"}, {"student.tokenizer": "b"}
+    replay = {"train.replay.share": 0.2, "train.replay.sets": ["bbh"]}
+    assert named(one | {"train.replay": None}, one | replay) == [
+        "without train.replay", 'train.replay.share=0.2, train.replay.sets=["bbh"]'
+    ]  # fmt: skip
+    assert named(one, other) == ["one tokenizer of several"] * 2
+    rules = [one | {"rule": "a"}, other | {"rule": "a"}, one | {"rule": "b"}]
+    assert named(*rules) == ["rule=a, one tokenizer of several"] * 2 + ["rule=b"]
+    assert named(one) == [""]
+
+
 def test_shared_stages_cost_once() -> None:
     _, runs = example_study.rules()
     report = StudyReport("rules", "", (), runs, tuple(study_numbers.list_costs(runs)))

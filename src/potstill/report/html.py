@@ -24,7 +24,7 @@ from itertools import groupby
 from typing import Any, Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from potstill.errors import escape_hidden
 from potstill.records import BASE, Checkpoint, PassCurve, Score
@@ -226,8 +226,18 @@ def _jinja_environment() -> Environment:
         judgement=summary.judge_change,
         score_judgement=_judge_score,
         run_recipe=question_views.recipe_path,
+        breakable=_allow_breaks,
     )
     return environment
+
+
+def _allow_breaks(name: str) -> Markup:
+    """The name of a run, which a narrow column may break after its dots.
+
+    >>> _allow_breaks("retention.<b>.seed-1")
+    Markup('retention.<wbr>&lt;b&gt;.<wbr>seed-1')
+    """
+    return Markup(".<wbr>").join(escape(name).split("."))
 
 
 def _judge_score(score: GroupScore) -> summary.Judgement:

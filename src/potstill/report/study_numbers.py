@@ -285,22 +285,29 @@ def mean_path(points: Sequence[TradeoffPoint]) -> list[tuple[float, float]]:
 def _build_losses(groups: Sequence[Group]) -> list[LossPanel]:
     """A panel for each objective, with a line for each run."""
     rows = [(index, run) for index, group in enumerate(groups) for run in group.runs]
-    keys = dict.fromkeys(key for _, run in rows for key in run.objective)
-    differing = [key for key in keys if len({json.dumps(run.objective.get(key)) for _, run in rows}) > 1]
+    named = [{key: value for key, value in run.objective.items() if key != "student.tokenizer"} for _, run in rows]
     panels: dict[str, list[tuple[int, str, tuple[tuple[int, float], ...]]]] = {}
     names: dict[str, str] = {}
-    for index, run in rows:
+    for (index, run), label in zip(rows, label_groups(named), strict=True):
         finite = tuple(row for row in run.losses if math.isfinite(row[1]))
         if len(finite) > 1:
-            identity = json.dumps([run.objective.get(key) for key in differing])
+            identity = json.dumps(dict(run.objective), sort_keys=True)
             panels.setdefault(identity, []).append((index, run.name, finite))
-            named = [
-                f"{key}={run.objective[key]}"
-                for key in differing
-                if run.objective.get(key) is not None and key != "student.tokenizer"
-            ]
-            names[identity] = ", ".join(named) or ("one tokenizer of several" if differing else "")
-    return [LossPanel(names[identity], tuple(lines)) for identity, lines in panels.items()]
+            names[identity] = label
+    return [LossPanel(_name_objective(label, list(names.values())), tuple(panels[key])) for key, label in names.items()]
+
+
+def _name_objective(label: str, labels: Sequence[str]) -> str:
+    """The name of a panel: its keys, and whether they are those of several tokenizers. Empty for the only panel.
+
+    >>> labels = ["train.divergence=forward_kl", "train.divergence=reverse_kl", "train.divergence=reverse_kl"]
+    >>> [_name_objective(label, labels) for label in labels[:2]]
+    ['train.divergence=forward_kl', 'train.divergence=reverse_kl, one tokenizer of several']
+    """
+    if len(labels) == 1:
+        return ""
+    parts = [label] if len(set(labels)) > 1 else []
+    return ", ".join([*parts, *(["one tokenizer of several"] if labels.count(label) > 1 else [])])
 
 
 # Scaling
