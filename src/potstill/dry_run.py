@@ -207,8 +207,8 @@ def _question_lines(assembled: assemble.AssembledQuestions) -> list[str]:
         for split in ("validation", "test"):
             n = len(by_split.get(split, ()))
             if 0 < n < FEW_QUESTIONS:
-                interval = f"+/- {98 / n**0.5:.0f} points at n = {n} and 50 % right"
-                lines.append(f"  few             {name} {split}: {interval}")
+                interval = f"an accuracy of 50 % would be known to +/- {98 / n**0.5:.0f} points"
+                lines.append(f"  few questions   {name} {split}, {n}: {interval}")
     questions = [question for by_split in sets.values() for rows in by_split.values() for question in rows]
     for first, other in data.find_contradictions(questions)[:3]:
         answers = f"the answers {first.gold[:30]!r} and {other.gold[:30]!r}"

@@ -41,7 +41,7 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ad
     total  amount of work
     done   amount that an earlier process has done; it does not count for the rate
 
-    If the first call has the amount 0, it prints at once. This is for work whose first unit takes long.
+    If the first call has the amount 0, it prints at once how much is to do. This is for work whose first unit takes long.
     """
     if _muted:
         yield lambda more=1, note="": None
@@ -109,7 +109,11 @@ def _plain_bar(label: str, total: int, unit: str, done: int) -> Advance:
     def tick(more: int = 1, note: str = "") -> None:
         nonlocal completed, printed, is_first
         completed += more
-        if time.monotonic() - printed >= LINE_INTERVAL or (is_first and not more):
+        if is_first and not more:
+            printed = time.monotonic()
+            begins = f"{done}/{total} {unit}, continues" if done else f"{total} {unit} to come"
+            print(escape_hidden(", ".join(filter(None, (f"{label}: {begins}", note)))), file=sys.stderr, flush=True)
+        elif time.monotonic() - printed >= LINE_INTERVAL:
             printed, speed = time.monotonic(), _speed(completed - done, start)
             left = f"{round((total - completed) / speed)} s left" if speed > 0 and total >= completed else ""
             count = f"{completed}/{total}" + (f" {unit}" if unit else "")

@@ -1,10 +1,6 @@
 """The state of a run, which may be running: how far each stage is, what was spent, and the command that continues it.
 
-    >>> describe_counts("filter", {"verdicts": {"right": 6, "wrong": 4}, "kept": 5, "questions with a kept chain": 3})
-    '6 of 10 chains right; 5 kept, for 3 questions'
-    >>> describe_counts("filter", {"verdicts": {"right": 6}, "dropped": {"cap": 1, "duplicate": 2}, "kept": 3,
-    ...                            "questions with a kept chain": 3})
-    '6 of 6 chains right; 3 kept, for 3 questions; dropped: 1 above filter.max_per_question, 2 duplicate'
+    print(read_status(Path("runs/demo")).resume)    # `potstill run runs/demo`; None if all stages are done
 
 `potstill status` prints it. This module imports neither torch nor the modules of the stages, so it is read in a third of a
 second. Nothing is written.
@@ -15,7 +11,7 @@ from __future__ import annotations
 import glob
 import json
 import shlex
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +22,9 @@ from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.run_reader import open_run
 from potstill.stages import recipe_stages
+from potstill.stages.counts import describe_counts
 from potstill.storage import ledger, manifest, run_folder, segments
 
-DROPPED: Final = {"cap": "above filter.max_per_question"}  # reasons that need more words
 RECENT_STEPS: Final = 20  # steps whose own texts the status counts
 State = Literal["done", "running", "unfinished", "waiting", "broken"]
 
@@ -114,41 +110,6 @@ def _read_stage(run_dir: Path, recipe: Recipe, name: str, *, running: bool) -> S
 
 
 # Finished stages
-
-
-def describe_counts(stage: str, counts: Mapping[str, Any]) -> str:
-    """The counts of a finished stage's manifest, in one line."""
-    match stage:
-        case "collect":
-            by_split = Counter[str]()
-            for name, number in counts["questions"].items():
-                by_split[name.rpartition(".")[2]] += number
-            return "questions: " + ", ".join(f"{number} {split}" for split, number in by_split.items())
-        case "sample":
-            return f"{counts['chains']} chains, {counts['tokens']} tokens"
-        case "filter":
-            verdicts = counts["verdicts"]
-            right = f"{verdicts.get('right', 0)} of {sum(verdicts.values())} chains right"
-            kept = f"{counts['kept']} kept, for {counts['questions with a kept chain']} questions"
-            dropped = counts.get("dropped") or {}
-            reasons = ", ".join(f"{number} {DROPPED.get(reason, reason)}" for reason, number in dropped.items())
-            exact = sum(dropped.values()) == verdicts.get("right", 0) - counts["kept"]
-            return f"{right}; {kept}" + (
-                f"; dropped{'' if exact else ', right or wrong'}: {reasons}" if reasons else ""
-            )
-        case "align":
-            covered = "" if counts["covered"] is None else f", {counts['covered']:.1%} with the teacher's distribution"
-            return f"{counts['chains']} chains, {counts['positions']} positions{covered}"
-        case "train" | "repair":
-            stopped = " (stopped early)" if counts.get("stopped") else ""
-            return f"{counts['steps']} steps{stopped}, {len(counts['checkpoints'])} checkpoints"
-        case "evaluate" | "test":
-            return f"{len(counts['steps'])} checkpoints: {', '.join(map(str, counts['steps']))}"
-        case "select":
-            excluded = f"; {counts['excluded']} excluded by select.retain" if counts.get("excluded") else ""
-            return f"step {counts['step']}{excluded}"
-        case _:
-            return f"{counts['files']} files"
 
 
 # Stages in progress

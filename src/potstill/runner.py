@@ -20,6 +20,7 @@ from potstill import models, process, progress, shared_work, storage, teachers
 from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys, recipe_to_yaml
 from potstill.stages import ALL_STAGES, STAGES, open_stage, recipe_stages, stages_from
+from potstill.stages.counts import describe_counts
 from potstill.storage import atomic, ledger, manifest, parquet, run_folder, segments
 from potstill.storage.manifest import (
     SLOW_VERIFY_BYTES,
@@ -335,9 +336,7 @@ class _Run:
         seconds = time.monotonic() - start
         usage = {"seconds": round(seconds, 3), "peak_memory_mib": process.peak_memory() >> 20}
         run_folder.append_log(self.run_dir, "done", stage=name, **usage)
-        # One line without nested counts; `potstill status` shows all counts.
-        summary = ", ".join(f"{key}: {value}" for key, value in counts.items() if isinstance(value, int | float | str))
-        progress.print_line(f"{name:<9} {summary}  ({seconds:.1f} s)", "green")
+        progress.print_line(f"{name:<9} {describe_counts(name, counts)}  ({seconds:.1f} s)", "green")
 
     def begin_sample(self) -> bool:
         """Collect the questions, check the later stages, and begin `sample`. Returns whether it is already finished."""

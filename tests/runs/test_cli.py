@@ -431,7 +431,7 @@ def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path, said: Cal
     assert result.returncode == 0, result.stderr
     for word in ("questions", "teacher", "parameters", "memory", "tokens per step", "time", "answers", "not used"):
         assert word in result.stdout
-    assert "few             other test: +/- " in result.stdout
+    assert "few questions   other test, " in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 

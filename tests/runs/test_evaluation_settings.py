@@ -134,7 +134,7 @@ def test_a_bar_prints_its_start_at_once_and_then_every_interval(
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with progress.bar("step 0", 40, "answers") as tick:
         tick(0, "greedy")
-        assert capsys.readouterr().err == "step 0: 0/40 answers, greedy\n"
+        assert capsys.readouterr().err == "step 0: 40 answers to come, greedy\n"
         for now in (1.0, 5.0, 14.0):
             tick(0, f"greedy, {now:.0f} tokens")
         assert capsys.readouterr().err == ""

@@ -242,6 +242,11 @@ def test_a_run_that_fails_does_not_stop_the_others(here: Path) -> None:
     output = (here / "out.txt").read_text("utf-8")
     assert "E-study-failed" in output and "broken" in output and "runs/bad/logs/broken.log" in output
     assert "E-recipe-missing-path" in (here / "runs/bad/logs/broken.log").read_text("utf-8")
+    own = (here / "runs/bad/logs/broken.log").read_text("utf-8").split("  hint: ")[-1].split("\n")[0]
+    assert " ".join(own.split()) in " ".join(output.split()), "the hint of the run's own error"
+    assert "--redo-outdated" not in output, "its recipe has not changed"
+    page = (here / "runs/bad/index.html").read_text("utf-8")
+    assert "its recipe has changed since" not in page and study.find_failures(plan, ["broken"])["broken"], "its error"
 
 
 def test_two_shards_write_the_files_of_the_study_one_after_the_other(here: Path) -> None:

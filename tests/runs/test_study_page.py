@@ -65,7 +65,7 @@ def grids(plan: study.Study) -> list[Experiment]:
 
 def build(plan: study.Study, *unfinished: str) -> tuple[str, dict[str, Rows]]:
     """The page and the tables."""
-    files = build_study_page(plan.name, plan.title, grids(plan), unfinished)
+    files = build_study_page(plan.name, plan.title, grids(plan), dict.fromkeys(unfinished, ""))
     tables = {name: list(csv.DictReader(io.StringIO(text))) for name, text in files.items() if isinstance(text, str)}
     return str(files["index.html"]), {name: rows for name, rows in tables.items() if name.endswith(".csv")}
 

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final, NoReturn
 
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 
 from potstill import progress, storage
@@ -91,22 +93,32 @@ def _read_scores(
 def print_tables(groups: Sequence[SeedGroup], scores: Sequence[GroupScore], split: str) -> None:
     """Print a table for each format and decoding, the runs of each group, and what the intervals hold for."""
     for answers, sets in build_score_tables(groups, scores):
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("", overflow="fold", min_width=NARROWEST_NAME)
-        for column in COLUMNS:
-            table.add_column(column, justify="right", no_wrap=True)
-        for title, lines in sets:
-            table.add_row(plain_text(title))
-            for line in lines:
-                table.add_row(plain_text(f"  {line.group}"), *line[1:])
+        lines = [line._replace(group=f"  {line.group}") for _, of_set in sets for line in of_set]
+        widths = [max(map(cell_len, column)) for column in zip(("", *COLUMNS), *lines, strict=True)]
+        widths[0] = max(NARROWEST_NAME, min(widths[0], Console().width - sum(widths[1:]) - len(COLUMNS)))
         print_note(f"{answers}, {split}: percent right, mean over seeds")
-        print_table(table)
+        print_table(_new_table(widths, show_header=True))
+        for title, of_set in sets:  # a title is as long as it is: it is in no column
+            table = _new_table(widths)
+            for line in of_set:
+                table.add_row(plain_text(f"  {line.group}"), *line[1:])
+            print_note(title)
+            print_table(table)
     for group in groups:
         named = ", ".join(f"{run.name} (seed {seed})" for run, seed in zip(group.runs, group.seeds, strict=True))
         about = describe_keys(group.keys)
-        print_note(f"{group.label}: {named}" + ("" if about in group.label else f"; {about}"))
+        print_note(f"{group.label}: {named}" + ("" if not group.keys or about in group.label else f"; {about}"))
     for note in table_notes(groups, scores):
         print_note(note, "dim")
+
+
+def _new_table(widths: Sequence[int], *, show_header: bool = False) -> Table:
+    """A table without rows. widths: of all columns, the names first"""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=show_header)
+    table.add_column("", overflow="fold", width=widths[0])
+    for column, width in zip(COLUMNS, widths[1:], strict=True):
+        table.add_column(column, justify="right", no_wrap=True, width=width)
+    return table
 
 
 def _refuse_suffix(out: Path) -> NoReturn:

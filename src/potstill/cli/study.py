@@ -156,6 +156,8 @@ def _refuse_failures(path: Path, results: Sequence[RunResult]) -> None:
     for result in failed:
         by_message.setdefault(result.message, []).append(result.name)
     found = "; ".join(f"{', '.join(names)}: {message}" for message, names in list(by_message.items())[:5])
-    hint = f"the messages are in {first.log}; the same command tries the failed runs again. Runs that were made from another"
-    hint += " recipe need --redo-outdated, or another name of the study"
+    outdated = any(result.code == "E-run-stage-differs" for result in failed)
+    hint = "stages that were made from another recipe need --redo-outdated, or another name of the study"
+    hint = f"{hint if outdated else first.hint or 'correct what failed'}; the messages are in {first.log}. The same command"
+    hint += " tries the failed runs again"
     raise UserError(what, code="E-study-failed", where=path, found=found, hint=hint)

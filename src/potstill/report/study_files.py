@@ -8,9 +8,10 @@ Only answers and files of finished stages are read. No split is opened.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from potstill import storage
@@ -44,21 +45,26 @@ OBJECTIVE_KEYS: Final = (
 )
 
 
-def read_study(experiments: Iterable[Experiment], unfinished: Collection[str] = ()) -> dict[str, StudyRun]:
-    """The runs of all experiments by name. A run that is unfinished, or cannot be read, has a `fault`."""
+def read_study(
+    experiments: Iterable[Experiment], unfinished: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, StudyRun]:
+    """The runs of all experiments by name. A run that is unfinished, or cannot be read, has a `fault`.
+
+    unfinished  run -> why, if it is known
+    """
     folders = {name: run_dir for experiment in experiments for name, _, run_dir in experiment.runs}
-    return {name: read_study_run(name, run_dir, name in unfinished) for name, run_dir in folders.items()}
+    return {name: read_study_run(name, run_dir, unfinished.get(name)) for name, run_dir in folders.items()}
 
 
-def read_study_run(name: str, run_dir: Path, is_unfinished: bool = False) -> StudyRun:
-    """One run. Its costs are read also if it has not finished."""
+def read_study_run(name: str, run_dir: Path, unfinished: str | None = None) -> StudyRun:
+    """One run. Its costs are read also if it has not finished. unfinished: why, if it is known; None: it has finished"""
     run = StudyRun(name, run_dir.name)
     if not run_dir.is_dir():
         return replace(run, fault="it has not begun")
     try:
         run = _read_costs(run, run_dir)
-        if is_unfinished:
-            return replace(run, fault="it has not finished, or its recipe has changed since")
+        if unfinished is not None:
+            return replace(run, fault=unfinished or "it has not finished, or its recipe has changed since")
         return _read_results(run, run_dir, load_recipe(run_dir / "recipe.yaml"))
     except UserError as fault:
         return replace(run, fault=fault.what)

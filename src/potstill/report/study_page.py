@@ -10,7 +10,8 @@ The names are relative to the study's folder, in which every run has a folder. T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from potstill.report import study_figures, study_numbers
@@ -26,13 +27,13 @@ FIGURES: Final = "figures"
 
 
 def build_study_page(
-    name: str, title: str, experiments: Sequence[Experiment], unfinished: Collection[str] = ()
+    name: str, title: str, experiments: Sequence[Experiment], unfinished: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str | bytes]:
     """The page `index.html`, and every figure as SVG, PNG and CSV in `figures/`.
 
     name, title  of the study
     experiments  in the order of the page, with the runs of each in the order of its grid
-    unfinished   names of runs that are not finished with the recipe that they have now
+    unfinished   the runs that are not finished with the recipe that they have now -> why, if it is known
 
     A run that has not finished, or cannot be read, is named on the page with its fault, and is in no number.
     """

@@ -14,6 +14,7 @@ from potstill.study.problems import StudyProblem, find_problems
 from potstill.study.processes import (
     RunResult,
     check_folder,
+    find_failures,
     find_finished,
     is_finished,
     lock_files,
@@ -32,6 +33,7 @@ __all__ = [
     "StudyRun",
     "check_folder",
     "count_shared",
+    "find_failures",
     "find_finished",
     "find_problems",
     "is_finished",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from potstill import demo, models, progress, run_cost, runner, teachers
 from potstill.data import assemble
@@ -24,6 +25,8 @@ from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.problems import SEEDS, StudyProblem
 from potstill.study.processes import is_finished
 from potstill.study.shared_stages import count_shared, find_maker, has_made, stage_keys
+
+OVERHEAD_SECONDS: Final = 15.0  # the processor time of a run of four steps: loading the libraries, and the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ def _describe_rest(study: Study, left: Sequence[StudyRun]) -> Iterator[str]:
     training, answering = _share_times(study, left, of_run)
     times = f"{format_duration(training)} for training and {format_duration(answering)} for answers"
     yield f"time         about {format_duration(training + answering)} on this machine, one run at a time: {times}"
-    yield "             of which the base's answers, which are made once, count for every run"
+    yield "             it counts the base's answers for every run, though they are made once; it does not count local"
+    yield f"             teachers, alignment, and about {format_duration(OVERHEAD_SECONDS)} for each run's start and report"
     for problem, number in Counter(one.problem for one in of_run if one.problem).items():
         yield f"             without {number} of {len(left)} runs: {problem}"
 

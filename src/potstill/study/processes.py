@@ -16,7 +16,7 @@ import re
 import shlex
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,18 @@ REPORT_SECONDS: Final = 15.0  # between two lines about the runs in progress
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What became of a run. exit_code: of its process, 0 for a finished run; message: its error in one line"""
+    """What became of a run.
+
+    exit_code  of its process, 0 for a finished run
+    message    its error in one line; `hint` and `code`: of a UserError
+    """
 
     name: str
     exit_code: int
     message: str
     log: Path
+    hint: str = ""
+    code: str = ""
 
     @property
     def ok(self) -> bool:
@@ -184,7 +190,8 @@ def _run_process(
         process = processes[run.name] = _start([*command, run.name], environment, log)
         code = process.wait()
     del processes[run.name]
-    return RunResult(run.name, code, "" if code == 0 else _read_error(path), path)
+    message, hint, error = ("", "", "") if code == 0 else _describe_error(path)
+    return RunResult(run.name, code, message, path, hint, error)
 
 
 def _start(command: Sequence[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -243,8 +250,22 @@ def _log_path(study: Study, run: StudyRun) -> Path:
     return study.folder / LOG_FOLDER / f"{run.name}.log"
 
 
-def _read_error(path: Path) -> str:
-    """The first line of the last error in a file of messages: of a UserError, or the last line of a traceback."""
+def find_failures(study: Study, unfinished: Collection[str]) -> dict[str, str]:
+    """The error of the last process of each run that is not finished, in one line; empty if it did not end with one."""
+    failures = {}
+    for name in unfinished:
+        path = study.folder / LOG_FOLDER / f"{name}.log"
+        failures[name] = _describe_error(path)[0] if last_line(path).startswith("code: E-") else ""
+    return failures
+
+
+def _describe_error(path: Path) -> tuple[str, str, str]:
+    """The message, the hint and the code of the last error in a file of messages. Of a traceback, only the last line."""
     text = storage.read_bytes(path)[-20_000:].decode("utf-8", "replace")
-    messages = re.findall(r"^(\S.*)\n(?: {2}.*\n)* {2}code: E-", text, re.MULTILINE)
-    return messages[-1] if messages else last_line(path)
+    errors = re.findall(r"^(\S.*)\n((?: {2}.*\n)*?) {2}code: (E-\S+)", text, re.MULTILINE)
+    if not errors:
+        return last_line(path), "", ""
+    message, lines, code = errors[-1]
+    found = {part: rest for part, _, rest in (line.strip().partition(": ") for line in lines.splitlines())}
+    message += f" ({found['found']})" if "found" in found else ""
+    return message, found.get("hint", ""), code

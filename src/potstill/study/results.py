@@ -21,6 +21,7 @@ from potstill.report.group_files import read_groups
 from potstill.report.group_scores import SEED_KEYS, GroupScore, SeedGroup, score_groups
 from potstill.report.score_tables import WRITERS
 from potstill.study.grid import Experiment, Study, StudyRun
+from potstill.study.processes import find_failures
 
 TABLE_FOLDER: Final = "tables"
 SPLIT: Final = "test"
@@ -97,7 +98,7 @@ def write_page(study: Study, finished: Collection[str]) -> list[Path]:
         )
         for one in study.experiments
     ]
-    unfinished = [run.name for run in study.runs if run.name not in finished]
+    unfinished = find_failures(study, [run.name for run in study.runs if run.name not in finished])
     paths = []
     for name, content in study_page.build_study_page(study.name, study.title, experiments, unfinished).items():
         paths.append(study.folder / name)
