@@ -183,6 +183,38 @@ def test_answers_keep_the_columns_of_their_table(run_dir: Path, ask: Ask, tmp_pa
             ask(run_dir, out=wrong, **options)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("torn", [b"", b'{"question": "What'])
+def test_an_interrupted_command_asks_only_for_what_is_missing(
+    run_dir: Path, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, torn: bytes
+) -> None:
+    """Also if the last row was half written. The file is that of a command without an interruption."""
+    monkeypatch.setattr(command, "CHUNK", 4)
+    file, out, whole = tmp_path / "q.jsonl", tmp_path / f"a{suffix}", tmp_path / f"whole{suffix}"
+    file.write_text("".join(json.dumps({"question": f"What do {n} and 2 make?", "n": n}) + "\n" for n in range(10)))
+    ask(run_dir, file=file, out=whole)
+    batches, answer = list[int](), query.answer_questions
+
+    def answer_twice(student: Any, settings: Any, questions: Any, **options: Any) -> Any:
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        batches.append(len(questions))
+        return answer(student, settings, questions, **options)
+
+    monkeypatch.setattr(query, "answer_questions", answer_twice)
+    with pytest.raises(KeyboardInterrupt):
+        ask(run_dir, file=file, out=out)
+    unfinished = tmp_path / f"a{suffix}.unfinished"
+    assert not out.exists() and len(unfinished.read_bytes().splitlines()) == 9
+    unfinished.write_bytes(unfinished.read_bytes() + torn)
+    with user_error("E-cli-ask-unfinished", where=str(unfinished)):
+        ask(run_dir, file=file, out=out, vote=2)
+    batches.clear()
+    shown = ask(run_dir, file=file, out=out, as_json=True)
+    assert batches == [2] and [row["n"] for row in shown] == list(range(10))
+    assert out.read_bytes() == whole.read_bytes() and not unfinished.exists()
+
+
 def test_a_decoding_that_was_not_measured_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str], ask: Ask) -> None:
     settings = query_settings.read_settings(run_dir / "student")
     assert query.with_decoding(settings, calculator=None, vote=None) == "greedy"

@@ -10,19 +10,18 @@ all columns of the file.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from potstill import models, progress, storage
+from potstill import models, progress
+from potstill.cli.answer_file import UnfinishedAnswers, write_answers
 from potstill.cli.grade_rows import STOP_FIELDS
 from potstill.errors import UserError, escape_hidden
 from potstill.evaluation import decoding, query, query_settings
@@ -77,7 +76,8 @@ def ask(
              `models.locate_model`)
     columns  `question` and `gold` -> the column of the file, if it has another name
     task     the task of all questions; None: that of their rows, or else the default of the student
-    out      file for the answers, JSONL or CSV by its name; then they are printed only as JSON
+    out      file for the answers, JSONL or CSV by its name; then they are printed only as JSON. Answers to a file are
+             stored as they arrive, and the same command continues after an interruption
 
     Raises UserError as `query.answer_questions` and `models.open_student` do, and if the format is missing for a folder
     that potstill did not make.
@@ -121,20 +121,39 @@ def ask(
     titled, written = question is None and not as_json and out is None, list[dict[str, Any]]()
     waiting = read_lines(sys.stdin) if rows is None else iter(rows)
     quiet = rows is None or question is not None or (out is None and sys.stdout.isatty())
-    with nullcontext() if quiet or rows is None else progress.bar("ask", len(rows), "questions") as advance:
+    with ExitStack() as stack:
+        unfinished = None
+        if out is not None and rows is not None:
+            asked = [[row.question, task_of(row), row.id, str(row.columns)] for row in rows]
+            of_student = [models.digest_weights(student.model), asdict(settings), format, chosen]
+            unfinished = stack.enter_context(UnfinishedAnswers(out, [*of_student, *asked]))
+            written = unfinished.stored
+            if as_json:
+                for made in written:
+                    print(json.dumps(made, ensure_ascii=False))
+            waiting = iter(rows[len(written) :])
+        advance = None
+        if not quiet and rows is not None:
+            advance = stack.enter_context(progress.bar("ask", len(rows), "questions", done=len(written)))
         while chunk := list(itertools.islice(waiting, CHUNK)):
+            answered = []
             for row, given in zip(chunk, answer(chunk), strict=True):
                 if titled:
                     print(f"Question: {escape_hidden(row.question)}")
-                made = show(row, given)
+                answered.append(show(row, given))
                 if titled:
                     print()
-                if out is not None:
-                    written.append(made)
+            if unfinished is not None:
+                unfinished.append(answered)
+            elif out is not None:
+                written += answered
             if advance is not None:
                 advance(len(chunk))
-    if out is not None:
+    if unfinished is not None:
+        unfinished.finish()
+    elif out is not None:
         write_answers(out, written)
+    if out is not None:
         progress.print_line(f"{len(written)} answers: {out}", "green")
 
 
@@ -277,21 +296,3 @@ def answer_row(row: AskedRow, answer: Answer, task: str) -> dict[str, Any]:
         if not is_there and not is_question:
             kept[f"input_{name}" if name in (*ANSWER_FIELDS, *READ_FIELDS) else name] = value
     return given | kept | made | ({"votes": dict(answer.votes)} if answer.votes else {})
-
-
-def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as JSONL or CSV, by the name of the file. In CSV, a value that is no text or number is JSON."""
-    if path.suffix == ".jsonl":
-        storage.write_jsonl(path, rows)
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
-    writer.writeheader()
-    for row in rows:
-        cells = {name: "" if value is None else value for name, value in row.items()}
-        plain = {
-            name: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
-            for name, value in cells.items()
-        }
-        writer.writerow(plain)
-    storage.write_file(path, text.getvalue().encode())
