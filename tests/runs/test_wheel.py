@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import tiny
 
@@ -51,6 +53,51 @@ def install(wheel: Path, folder: Path) -> tuple[Path, Path]:
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
     run(*pip, cwd=empty)
     return site, empty
+
+
+def write_empty_wheel(folder: Path, requirement: Requirement) -> None:
+    """A wheel without files, of the lowest version that a requirement allows."""
+    version = next((one.version for one in requirement.specifier if one.operator == ">="), "1")
+    name = requirement.name.replace("-", "_")
+    about = f"{name}-{version}.dist-info"
+    files = {
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {requirement.name}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{about}/RECORD"] = "".join(f"{path},,\n" for path in (*files, f"{about}/RECORD"))
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+
+
+def test_uvx_runs_the_wheel_from_a_local_index(wheel: Path, tmp_path: Path) -> None:
+    """In an empty folder, without a network. The dependencies are empty wheels, and their modules those of the tests."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if uv is None:
+        pytest.skip("the extra `test` installs uv")
+    index, empty = tmp_path / "index", tmp_path / "empty"
+    index.mkdir(), empty.mkdir()
+    shutil.copy(wheel, index)
+    for line in metadata.requires("potstill") or []:
+        requirement = Requirement(line)
+        if requirement.marker is None:  # no extra
+            write_empty_wheel(index, requirement)
+    paths = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    options = (
+        "--offline",
+        "--no-index",
+        "--find-links",
+        index,
+        "--cache-dir",
+        tmp_path / "cache",
+        "--python",
+        sys.executable,
+    )
+    code = run(uv, "tool", "run", *options, "potstill", "recipes", "gsm8k-human", cwd=empty, PYTHONPATH=paths)
+    assert (empty / "recipes" / "gsm8k-human.yaml").is_file(), code
+    where = "import potstill; print(potstill.__file__)"
+    made = run(uv, "tool", "run", *options, "--from", "potstill", "python", "-P", "-c", where, cwd=empty)
+    assert Path(made.strip()).is_relative_to(tmp_path / "cache"), "the wheel, not the checkout"
 
 
 @pytest.mark.slow
