@@ -18,8 +18,9 @@ from potstill.serialization import from_json, to_json
 from potstill.storage.flat_chains import decode_row, encode_row, flatten
 from potstill.teachers.openai_api import chain_reader, response, server_errors
 from potstill.teachers.openai_api.chain_reader import read_chain
+from potstill.teachers.openai_api.request import REQUEST_IDS, Capabilities
 from potstill.teachers.openai_api.response import Choice, Logprobs, Message, TokenLogprobs, TokenOutcome
-from potstill.teachers.openai_api.scoring import read_scored_chain
+from potstill.teachers.openai_api.scoring import build_scoring_request, read_scored_chain
 from potstill.teachers.openai_api.token_entries import ReaderContext, locate_tokens
 
 READER = ReaderContext("teacher", "raw")
@@ -285,6 +286,13 @@ def test_scored_texts(recorded, server: str, case: str) -> None:
     assert b"".join(chain.tokens) == text.encode() and "entries missing" not in chain.defects
     assert dict(chain.candidates[0])[b" Zo"] == pytest.approx(-1.9, abs=0.1)
     assert all(b"\xc3\xab" not in dict(step) for step in chain.candidates), "bytes of a token before are not its own"
+
+
+def test_an_echo_asks_for_no_ids_beside_the_entries() -> None:
+    """vLLM 0.32 echoes no text then, and the response cannot be told from one of another text (`make test-servers`)."""
+    for method, names in (("echo", {"return_tokens_as_token_ids"}), ("prompt_logprobs", set(REQUEST_IDS))):
+        body = build_scoring_request("m", Capabilities(ids=True), "2 + 2 =", " 4", k=3, method=method)  # type: ignore[arg-type]
+        assert {name for name in REQUEST_IDS if body.get(name)} == names and body[method]
 
 
 def test_a_server_that_does_not_score_is_refused(recorded) -> None:

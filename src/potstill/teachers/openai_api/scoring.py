@@ -52,10 +52,13 @@ def build_scoring_request(
     """The body of a request to /completions that scores `text` after `prompt`, with k alternatives per token.
 
     method  None: generate only one token after the text, without scores of the text
-    The temperature is 1, because tempered log-probabilities then equal raw log-probabilities.
+    The temperature is 1, because tempered log-probabilities then equal raw log-probabilities. With `echo`, the names of the
+    entries have the ids: vLLM 0.32 echoes no text if it also returns the ids alone.
     """
     body: dict[str, Any] = {"model": model, "prompt": prompt + text, "max_tokens": 1, "temperature": 1.0}
     body |= {"logprobs": k, "seed": 0, "top_p": 1.0} | (REQUEST_IDS if capabilities.ids else {})
+    if method == "echo":
+        body.pop("return_token_ids", None)
     return body | ({"echo": True} if method == "echo" else {"prompt_logprobs": k} if method else {})
 
 
