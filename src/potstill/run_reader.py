@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STAGE_OF: dict[str, str] = {"validation": "evaluate", "test": "test"}
 SPLITS: Final = get_args(Split)
+STUDY_FILE: Final = "study.json"  # in the folder of a study
 
 
 def run(
@@ -74,8 +75,17 @@ def open_run(run_dir: str | Path) -> Run:
             hint = (
                 "give the folder of its run, which is runs/NAME with the recipe's name; `potstill run RECIPE` makes it"
             )
+        elif (study := next(filter(is_study, (Path(run_dir), Path(run_dir).parent)), None)) is not None:
+            found = "the folder of a study" if study == Path(run_dir) else f"a folder of the study {study}"
+            hint = f"give one of its runs, {study}/RUN; `potstill status {study}` lists them, and"
+            hint += f" `potstill compare {study}` compares them"
         raise UserError(what, code="E-run-not-a-run", where=run_dir, found=found, hint=hint)
     return Run(Path(run_dir))
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder is that of a study, which has the folders of its runs."""
+    return (folder / STUDY_FILE).is_file()
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from potstill import storage
 from potstill.errors import UserError
+from potstill.run_reader import STUDY_FILE
 from potstill.run_status import RunStatus, State, read_status
 from potstill.storage import manifest
 
-STUDY_FILE: Final = "study.json"
 LOG_FOLDER: Final = "logs"
 LAST_STAGE: Final = "report"
 
@@ -50,10 +50,6 @@ class StudyStatus:
     name: str
     runs: tuple[StudyRunStatus, ...]
     resume: str | None
-
-
-def is_study(folder: Path) -> bool:
-    return (folder / STUDY_FILE).is_file()
 
 
 def read_study_status(folder: Path) -> StudyStatus:

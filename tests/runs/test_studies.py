@@ -411,6 +411,16 @@ def test_tables_have_the_scores_of_compare_with_the_names_of_the_choices(here: P
     }
     ours = {(row.answers, row.set, row.n): row.by_seed for row in table.scores if row.group == "span"}
     assert ours and ours == theirs
+    study.make_runs(plan, [sys.executable, "-c", ""])  # all are finished: it only lists them
+    compared = CliRunner().invoke(cli.app, ["compare", str(plan.folder), "--json"])
+    assert compared.exit_code == 0, compared.output
+    runs = [run for group in json.loads(compared.stdout)["groups"] for run in group["runs"]]
+    assert sorted(runs) == sorted(str(run.run_dir) for run in plan.runs), "a study stands for its runs"
+    result = CliRunner().invoke(cli.app, ["compare", str(plan.folder / "tables"), str(plan.runs[0].run_dir)])
+    assert isinstance(result.exception, UserError) and result.exception.code == "E-run-not-a-run"
+    assert str(plan.folder) in result.exception.hint
+    result = CliRunner().invoke(cli.app, ["compare", str(plan.runs[0].run_dir)])
+    assert isinstance(result.exception, UserError) and result.exception.code == "E-cli-compare-one"
     paths = study.write_table(plan, table)
     assert [path.name for path in paths] == ["rules.csv", "rules.md", "rules.tex"]
     assert "span" in paths[1].read_text("utf-8")

@@ -53,7 +53,7 @@ INSIDE: dict[str, set[str]] = {
     "runner": {"preflight", "shared_work"},
     "run_reader": {"runner"},
     "run_status": {"run_reader"},
-    "study_status": {"run_status"},
+    "study_status": {"run_status", "run_reader"},
     "existing_run": {"runner", "run_status"},
     "run_cost": {"existing_run"},
     "dry_run": {"preflight", "runner", "existing_run", "run_cost"},

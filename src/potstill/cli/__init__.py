@@ -296,14 +296,14 @@ answer_commands.add_grade_command(app)
 
 @app.command("compare", epilog="Example: potstill compare runs/a runs/b@500")
 def compare_command(
-    first: Annotated[
-        str, typer.Argument(metavar="RUN[@STEP]", help="A run, or one of its checkpoints.", show_default=False)
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN[@STEP]",
+            help="Two or more runs, or checkpoints of runs. A study stands for its finished runs.",
+            show_default=False,
+        ),
     ],
-    second: Annotated[str, typer.Argument(metavar="RUN[@STEP]", help="Another run or checkpoint.", show_default=False)],
-    more: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="RUN[@STEP]", help="More of them.", show_default=False),
-    ] = None,
     by: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -335,7 +335,7 @@ def compare_command(
     """Compare runs on the same questions: two, or a table of many."""
     from potstill.cli import compare, compare_groups
 
-    names, named = [first, second, *(more or ())], seeds or by is not None
+    names, named = compare.list_runs(runs), seeds or by is not None
     is_table = out is not None and out.suffix in compare_groups.WRITERS
     if page is not None and not named:
         compare.write_page(names, page)
@@ -343,7 +343,7 @@ def compare_command(
         page = page if named else None
         compare_groups.compare_groups(names, by, several_seeds=seeds, out=out, page=page, as_json=as_json)
     elif len(names) == 2:
-        compare.compare_runs(first, second, out, as_json=as_json)
+        compare.compare_runs(names[0], names[1], out, as_json=as_json)
 
 
 @app.command("track", epilog="Example: potstill track runs/demo --to tensorboard --follow")

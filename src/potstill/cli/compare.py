@@ -38,8 +38,9 @@ from potstill.report.example_questions import share_out
 from potstill.report.group_scores import GroupScore, SeedGroup
 from potstill.report.model import FIXED_WEIGHTS_NOTE, ONE_SEED_NOTE, QuotedScore, set_groups
 from potstill.report.summary import format_points, percent_number
-from potstill.run_reader import open_run
+from potstill.run_reader import is_study, open_run
 from potstill.storage import manifest
+from potstill.study_status import read_study_status
 
 SEEDS_HINT = "potstill compare --seeds compares recipes over several seeds."
 PAGE_QUESTIONS = 30  # questions that the page shows
@@ -84,6 +85,26 @@ class SetComparison:
     p: float | None = None
     only_first: int | None = None
     only_second: int | None = None
+
+
+def list_runs(names: Sequence[str]) -> list[str]:
+    """The names of runs and checkpoints, where the folder of a study stands for its finished runs.
+
+    Raises UserError if they are fewer than two.
+    """
+    runs: list[str] = []
+    for name in names:
+        if not is_study(Path(name)):
+            runs.append(name)
+            continue
+        states = {run.name: run.state for run in read_study_status(Path(name)).runs}
+        runs += [str(Path(name) / run) for run, state in states.items() if state == "done"]
+        if left_out := [run for run, state in states.items() if state != "done"]:
+            progress.print_line(f"left out, because they are not finished: {', '.join(left_out)}", "yellow")
+    if len(runs) < 2:
+        what, hint = "there is nothing to compare", "name two or more runs, such as runs/a and runs/b, or a study"
+        raise UserError(what, code="E-cli-compare-one", where=", ".join(names), found=f"{len(runs)} run", hint=hint)
+    return runs
 
 
 def compare_runs(first: str, second: str, out: Path | None = None, *, as_json: bool = False) -> None:

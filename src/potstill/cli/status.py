@@ -15,7 +15,7 @@ from rich.text import Text
 
 from potstill import study_status
 from potstill.cli.tables import numbers_table, plain_text, print_note, print_table, print_warnings
-from potstill.run_reader import open_run
+from potstill.run_reader import is_study, open_run
 from potstill.run_status import State, read_status
 from potstill.storage import ledger, manifest, parquet
 
@@ -30,7 +30,7 @@ COLOURS: Final[dict[State, str]] = {
 
 def print_status(run_dir: Path, *, as_json: bool = False) -> None:
     """Print the state of a run as a table of its stages, or as one JSON object; of a study, as a table of its runs."""
-    if study_status.is_study(run_dir):
+    if is_study(run_dir):
         _print_study(study_status.read_study_status(run_dir), as_json=as_json)
         return
     status = read_status(run_dir)

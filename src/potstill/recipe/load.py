@@ -245,7 +245,10 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as fault:
-        raise _fault("E-recipe-unreadable", "the recipe cannot be read", path, fault.strerror, NOT_A_RECIPE) from None
+        is_copy = path.parent.name == "recipes" and isinstance(fault, FileNotFoundError)
+        hint = f"`potstill recipes {path.stem}` copies potstill's recipe of this name; " if is_copy else ""
+        what = "the recipe cannot be read"
+        raise _fault("E-recipe-unreadable", what, path, fault.strerror, hint + NOT_A_RECIPE) from None
     except UnicodeDecodeError as fault:
         raise _fault("E-recipe-utf8", "the recipe is not UTF-8 text", path, fault.reason, NOT_A_RECIPE) from None
     return parse_recipe(text, str(path), changes)

@@ -26,9 +26,10 @@ from potstill import demo, progress, runner, storage
 from potstill.errors import UserError
 from potstill.recipe import Recipe, load_recipe, recipe_to_yaml
 from potstill.recipe.study import load_study
+from potstill.run_reader import STUDY_FILE
 from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.shared_stages import call_when_unlocked, share_stages
-from potstill.study_status import LOG_FOLDER, STUDY_FILE
+from potstill.study_status import LOG_FOLDER
 
 FILE_LOCK_SECONDS: Final = 600.0  # maximum wait for another shard that writes the tables and the page
 REPORT_SECONDS: Final = 15.0  # between two lines about the runs in progress
