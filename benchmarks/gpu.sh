@@ -4,7 +4,7 @@
 #
 #     benchmarks/gpu.sh > gpu.jsonl                               # with the python of the environment that is active
 #     PYTHON=.venv/bin/python benchmarks/gpu.sh > gpu.jsonl
-#     benchmarks/gpu.sh --device cpu --tiny                       # tries the program out, in seconds
+#     benchmarks/gpu.sh --device cpu --tiny     # tries the program out in a minute; each measurement starts a process
 #
 # `benchmarks/gpu.py --help` has the options and explains the lines.
 set -euo pipefail

@@ -6,8 +6,10 @@ that evaluates as it goes is left out, whose crashes `test_early_stopping` has).
 
 from __future__ import annotations
 
+import lzma
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 
 import tiny
 from fork_server import start
+from potstill.demo import DATA
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))
@@ -69,9 +72,21 @@ def test_a_killed_run_comes_to_the_same_bytes(
         _compare(at, answers, "evaluate")
 
 
+def a_tenth_of_the_demo(folder: Path) -> Path:
+    """The demo's data with every tenth question: reading all of them takes most of the time of a demo with few steps."""
+    shutil.copytree(DATA / "models", folder / "models")
+    (folder / "sets").mkdir()
+    for path in (DATA / "sets").iterdir():
+        lines = lzma.decompress(path.read_bytes()).splitlines(keepends=True)
+        (folder / "sets" / path.name).write_bytes(lzma.compress(b"".join(lines[::10])))
+    return folder
+
+
 def test_a_killed_demo_comes_to_the_same_bytes(tmp_path: Path) -> None:
     """With everything beside it: the laid-out world, and the controls in a process that ends with its parent."""
-    program = f"from potstill.demo import run_demo; run_demo(*{tiny.DEMO!r})"
+    data = a_tenth_of_the_demo(tmp_path / "data")
+    program = f"from pathlib import Path; from potstill import demo; demo.DATA = Path({str(data)!r})"
+    program += f"; demo.run_demo(*{tiny.DEMO!r})"
     draw = random.Random("demo")
 
     def demo(folder: Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:

@@ -249,6 +249,7 @@ def check_questions(raws: Sequence[RawQuestion], name: str) -> None:
     """
     places: dict[str, str] = {}
     function_calls = 0
+    verdicts: dict[tuple[str, str], Verdict | None] = {}  # of each different gold answer of a task
     failed: list[tuple[RawQuestion, Verdict]] = []
     for raw in raws:
         if raw.id in places:
@@ -259,24 +260,34 @@ def check_questions(raws: Sequence[RawQuestion], name: str) -> None:
         fields = {"id": raw.id, "question": raw.text, "answer": raw.gold, "rationale": raw.rationale}
         for field, text in fields.items():
             check_text(text or "", field, raw.where)
+        key = raw.gold, raw.task
         try:
-            answer_type = grading.infer_answer_type(raw.gold, raw.task)
-            grading.canonicalize_gold(raw.gold, answer_type)
-            is_function = answer_type == grading.FUNCTION_TYPE
-            function_calls += is_function
-            if answer_type == "regex" or (function_calls > _MAX_FUNCTION_CALLS and is_function):
+            if grading.parse_function_name(raw.task) is not None:
+                function_calls += 1
+                if function_calls <= _MAX_FUNCTION_CALLS:
+                    _grade_gold(raw)
                 continue
-            if answer_type == "text" and _LETTERS.fullmatch(raw.gold.strip()):
-                hint = "give one letter, or set task: list in the recipe, which compares all letters in order"
-                what = "several choices cannot be graded as text"
-                raise UserError(what, code="E-data-several-choices", found=repr(raw.gold), hint=hint)
-            verdict = grading.grade(prompts.format_answer(raw.gold), raw.gold, raw.task)
+            if key not in verdicts:
+                verdicts[key] = _grade_gold(raw)
         except UserError as error:
             raise error.at(raw.where) from None
-        if verdict.grade != "right" and not is_function:
+        if (verdict := verdicts[key]) is not None and verdict.grade != "right":
             failed.append((raw, verdict))
     if failed:
         raise _ungradable_error(failed, len(raws), name)
+
+
+def _grade_gold(raw: RawQuestion) -> Verdict | None:
+    """The verdict on the answer sentence with the gold answer; None for a `regex`. Raises UserError for a wrong form."""
+    answer_type = grading.infer_answer_type(raw.gold, raw.task)
+    grading.canonicalize_gold(raw.gold, answer_type)
+    if answer_type == "regex":
+        return None
+    if answer_type == "text" and _LETTERS.fullmatch(raw.gold.strip()):
+        hint = "give one letter, or set task: list in the recipe, which compares all letters in order"
+        what = "several choices cannot be graded as text"
+        raise UserError(what, code="E-data-several-choices", found=repr(raw.gold), hint=hint)
+    return grading.grade(prompts.format_answer(raw.gold), raw.gold, raw.task)
 
 
 def _ungradable_error(failed: Sequence[tuple[RawQuestion, Verdict]], count: int, name: str) -> UserError:
