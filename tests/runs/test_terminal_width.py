@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,20 @@ def test_what_a_run_is_asked(here: Path, finished: Path) -> None:
         assert not wide_lines("show", "run", option, value)
     assert not wide_lines("compare", "run@0", "run@4")
     assert not wide_lines("ask", "run", "What is 1 + 1?")
+
+
+def test_errors_are_wrapped_on_a_terminal_only(here: Path) -> None:
+    """A program finds each part of the message in one line."""
+    command = [sys.executable, "-m", "potstill", "run", "recipes/evaluate.yaml"]
+    plain = subprocess.run(command, capture_output=True, text=True)
+    leader, terminal = pty.openpty()
+    shown = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, env=os.environ | {"COLUMNS": str(COLUMNS)})
+    os.close(terminal)
+    text = os.read(leader, 100_000).decode().replace("\r\n", "\n")
+    os.close(leader)
+    assert plain.returncode == shown.returncode == 2 and len(plain.stderr.splitlines()) == 4
+    assert max(map(len, plain.stderr.splitlines())) > COLUMNS >= max(map(len, text.splitlines()))
+    assert text.split() == plain.stderr.split()
 
 
 def test_lists_and_proposals(here: Path) -> None:

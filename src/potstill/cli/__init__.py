@@ -373,13 +373,23 @@ def _raise_interrupted(*_: object) -> None:
     raise Interrupted
 
 
+def _print_error(error: UserError) -> None:
+    """Print an error. Its lines are wrapped on a terminal only: elsewhere, found and hint stay one line each."""
+    text = str(error)
+    if sys.stderr.isatty():
+        from potstill.cli import tables
+
+        text = "\n".join(tables.wrap_line(line, tables.line_width()) for line in text.split("\n"))
+    print(text, file=sys.stderr)
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, _raise_interrupted)
     progress.replace_unencodable()
     try:
         app()
     except UserError as error:
-        print(error, file=sys.stderr)
+        _print_error(error)
         sys.exit(2)
     except Interrupted:
         print("interrupted; run the same command again to resume", file=sys.stderr)
