@@ -476,18 +476,18 @@ def test_a_server_scores_every_text_once(world: Path, aligned_task: Path, tmp_pa
 def test_faults_and_kills_double_nothing(world: Path, aligned_task: Path, tmp_path: Path) -> None:
     with stub.running(ScoringStub) as server:
         wanted = train_files(trained(world, aligned_task, tmp_path / "whole", served(server.url)))
-        url = server.url
+        section = change(served(server.url), "timeout: 5", "timeout: 1")  # of an answer that hangs
         number, crashed = 5, True
         while crashed:
             run_dir = Path(shutil.copytree(aligned_task, tmp_path / str(number)))
             server.faults, server.seen = 0.01, []
             try:
                 with crash(number):
-                    tiny.make(world, run_dir, served(url), until="train")
+                    tiny.make(world, run_dir, section, until="train")
                 crashed = False
             except Crash:
                 pass
-            tiny.make(world, run_dir, served(url), until="train")
+            tiny.make(world, run_dir, section, until="train")
             assert train_files(run_dir) == wanted, number
             number += 41
     assert number > 60
