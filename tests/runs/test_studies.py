@@ -490,14 +490,15 @@ def test_results_are_those_of_the_finished_runs_and_nothing_is_made(here: Path) 
     assert plan.runs[0].name in (plan.folder / "index.html").read_text("utf-8")
 
 
-def test_a_run_of_a_version_without_a_key_is_finished(here: Path) -> None:
-    """A key that came later has its default."""
+def test_a_finished_run_stays_finished_without_a_later_key_and_with_another_key_that_decides_nothing(
+    here: Path,
+) -> None:
     plan = make_all("{name: old, recipe: tiny.yaml, grid: {train.seed: [3]}}")
     path = plan.runs[0].run_dir / "recipe.yaml"
     text = path.read_text("utf-8")
     path.write_text(text.replace("  stop_repeats: false\n", ""), "utf-8")
     assert path.read_text("utf-8") != text and study.is_finished(plan.runs[0])
-    path.write_text(text.replace("  stop_repeats: false\n", "  stop_repeats: true\n"), "utf-8")
-    assert not study.is_finished(plan.runs[0])
+    for change, finished in (("evaluate.cache=elsewhere", True), ("evaluate.stop_repeats=true", False)):
+        assert study.is_finished(study.open_study(Path("rules.yaml"), [change]).runs[0]) is finished
     path.write_text(text + "earlier: 1\n", "utf-8")
     assert not study.is_finished(plan.runs[0])

@@ -24,7 +24,7 @@ from typing import IO, Final
 
 from potstill import demo, progress, runner, storage
 from potstill.errors import UserError
-from potstill.recipe import Recipe, load_recipe, recipe_to_yaml
+from potstill.recipe import load_recipe
 from potstill.recipe.study import load_study
 from potstill.run_reader import STUDY_FILE
 from potstill.study.grid import DEMO, Study, StudyRun
@@ -156,10 +156,12 @@ def study_to_json(study: Study) -> dict[str, object]:
 def is_finished(run: StudyRun) -> bool:
     """Whether all stages of a run are finished, with the recipe and the files that it has now.
 
-    A run that was made from others is not: its process says what differs.
+    A run that was made from others is not: its process says what differs. The stored recipe may differ in keys on which no
+    stage depends, such as evaluate.cache, and lack keys that came later.
     """
-    path = run.run_dir / "recipe.yaml"
-    if not path.is_file() or not _same_recipe(path, run.recipe):
+    try:
+        load_recipe(run.run_dir / "recipe.yaml")
+    except UserError:  # there is none, or an earlier version wrote it
         return False
     return all(plan.action == "keep" for plan in runner.plan_stages(run.recipe, run.run_dir))
 
@@ -167,17 +169,6 @@ def is_finished(run: StudyRun) -> bool:
 def find_finished(study: Study) -> frozenset[str]:
     """The names of the finished runs of a study. Reads the inputs of every run, so it is called once and passed on."""
     return frozenset(run.name for run in study.runs if is_finished(run))
-
-
-def _same_recipe(path: Path, recipe: Recipe) -> bool:
-    """Whether a stored recipe has the same values. One that an earlier version wrote lacks the keys that came later."""
-    expected = recipe_to_yaml(recipe)
-    if storage.read_bytes(path) == expected.encode():
-        return True
-    try:
-        return recipe_to_yaml(load_recipe(path)) == expected
-    except UserError:  # it has a key of an earlier version
-        return False
 
 
 def _run_process(
