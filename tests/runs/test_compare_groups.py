@@ -252,3 +252,14 @@ def test_equal_ids_of_other_questions_are_not_paired(runs: dict[str, Path], tmp_
     printed = json.loads(compare(first, second, third, "--json").stdout)
     assert {row["group"] for row in printed["scores"]} == {"train.prompts_per_step=7"}
     assert "train.prompts_per_step=5 has no row" in printed["note"]
+
+
+def test_runs_with_other_caches_and_interpolations_have_one_base(runs: dict[str, Path]) -> None:
+    """The base's answers do not depend on these keys. The folder of the cache makes no other recipe, either."""
+    changes = ({"forward-2": ["evaluate.cache=other"], "reverse-1": ["evaluate.interpolate=[0.5]"]}).items()
+    for name, change in changes:
+        recipe = load_recipe(runs[name] / "recipe.yaml", change)
+        (runs[name] / "recipe.yaml").write_text(recipe_to_yaml(recipe), "utf-8")
+    groups = read_groups([runs[name] for name in ("forward-1", "forward-2", "reverse-1")], base=True)
+    assert [(len(group.runs), group.is_base) for group in groups] == [(1, True), (2, False), (1, False)]
+    assert "evaluate.interpolate=[0.5]" in groups[2].label

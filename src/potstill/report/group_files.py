@@ -9,7 +9,7 @@ This module reads the answers that a stage wrote, and names their questions (`ru
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -78,7 +78,7 @@ def read_run(
         raise UserError(what, code="E-report-not-evaluated", where=run_dir, found=found, hint=hint)
     keys, sets = compared_keys(recipe), recipe.questions
     if as_base:
-        keys = {key: value for key, value in keys.items() if key.split(".")[0] in BASE_SECTIONS}
+        keys = _base_keys(recipe, keys)
     elif named is not None:
         keys[STEP_KEY] = named.label
     groups = set_groups(sets.in_distribution, sets.out_of_distribution, sets.generic)
@@ -135,10 +135,17 @@ def training_digest(run_dir: Path) -> str:
 
 
 def compared_keys(recipe: Recipe) -> dict[str, Any]:
-    """Every key that makes two recipes different, apart from their seeds."""
+    """Every key that makes two recipes different, apart from their seeds and the folder of cached answers."""
     sections = [name for name in type(recipe).model_fields if name not in ("name", "seed", "report")]
-    keys = {key: value for key, value in flatten_keys(recipe, *sections).items() if key not in SEED_KEYS}
+    left_out = (*SEED_KEYS, "evaluate.cache")
+    keys = {key: value for key, value in flatten_keys(recipe, *sections).items() if key not in left_out}
     return keys if recipe.teachers is None else _without_teacher_defaults(keys)
+
+
+def _base_keys(recipe: Recipe, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys on which the base's answers depend."""
+    unused = {*checkpoints.list_unused_keys(recipe, "test"), *flatten_keys(recipe, "evaluate.texts")}
+    return {key: value for key, value in keys.items() if key.split(".")[0] in BASE_SECTIONS and key not in unused}
 
 
 def _without_teacher_defaults(keys: dict[str, Any]) -> dict[str, Any]:
