@@ -95,7 +95,7 @@ def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: 
 
 def test_a_mix_can_be_compared_and_looked_at(mixed: Path) -> None:
     result = CliRunner().invoke(cli.app, ["compare", f"{mixed}@0", f"{mixed}@4-0.5"])
-    assert "first run step 0, second run step 4 × 0.5" in result.stdout, result.output
+    assert "first: run step 0; second: run step 4 × 0.5" in result.stdout, result.output
     question = next(checkpoint.read_predictions(mixed / "evaluate", BASE, "zero-shot-rationale", "greedy")).question
     shown = CliRunner().invoke(cli.app, ["show", str(mixed), "--prediction", question]).stdout
     assert "4 × 0.25" in shown
