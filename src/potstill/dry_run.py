@@ -92,7 +92,7 @@ def _plan_run(recipe: Recipe, run_dir: Path, redo: str | None) -> RunPlan:
         return RunPlan(text, tuple(_refusals(plans)))
     sets = assembled.questions
     lines = [f"plan of {recipe.name} (nothing is written{unless})", "", *run_lines, *_question_lines(assembled)]
-    train = run_cost.training_questions(recipe.questions.train, sets)
+    train = assemble.training_questions(recipe.questions.train, sets)
     if recipe.has_teacher:
         for source in recipe.sources:
             lines += _section(lambda source=source: _source_lines(recipe, source, train, run_dir, so_far), "teacher")
@@ -331,7 +331,7 @@ def _server_lines(recipe: Recipe, name: str, texts: int, sets: run_cost.Sets) ->
     section, found = recipe.train.on_policy, scorer_models.find_scorer_model(recipe, name)
     if section is None or found is None or found.server is None:
         return []
-    questions = run_cost.training_questions(section.scorers[name].sets, sets)
+    questions = assemble.training_questions(section.scorers[name].sets, sets)
     sample = splits.sample_by_hash(questions, run_cost.SAMPLE_QUESTIONS)
     form, instructions = prompts.FORMATS[recipe.select.format], labels.instructions(recipe)
 

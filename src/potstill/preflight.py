@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potstill import models, teachers, tokenization
-from potstill.data.assemble import Sets
+from potstill.data.assemble import Sets, training_questions
 from potstill.errors import UserError
 from potstill.evaluation import texts
 from potstill.inference import check_decoder_only, check_installed
@@ -97,8 +97,7 @@ def _iter_checks(
         for check in teacher.checks(weights=weights):
             yield "sample", check
         if sets is not None:
-            train = [question for name in recipe.questions.train for question in sets[name]["train"]]
-            yield "sample", lambda: teacher.check_questions(train)
+            yield "sample", lambda: teacher.check_questions(training_questions(recipe.questions.train, sets))
     first, weights_stage = ("align", "train") if recipe.has_teacher else ("test", "test")
     trusted = recipe.student.trust_remote_code
     if recipe.student.model is not None:

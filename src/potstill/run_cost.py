@@ -17,7 +17,7 @@ from typing import Final
 
 from potstill import models, prompts, teachers, tokenization
 from potstill.data import labels, splits
-from potstill.data.assemble import Sets
+from potstill.data.assemble import Sets, training_questions
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
 from potstill.existing_run import Progress
@@ -221,11 +221,6 @@ def plan_step(recipe: Recipe, sets: Sets) -> StepPlan:
         tokens += count / section.steps * (prompt + target * own.samples)
         supervised += count / section.steps * target * own.samples
     return StepPlan(lengths, chains, tokens, supervised, own_questions)
-
-
-def training_questions(names: Sequence[str], sets: Sets) -> list[Question]:
-    """The training questions of the named sets."""
-    return [question for name in names for question in sets[name].get("train", [])]
 
 
 def mean_lengths(

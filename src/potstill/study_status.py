@@ -18,7 +18,6 @@ from potstill.run_reader import STUDY_FILE
 from potstill.run_status import RunStatus, State, read_status
 from potstill.storage import manifest
 
-LOG_FOLDER: Final = "logs"
 LAST_STAGE: Final = "report"
 
 
@@ -52,6 +51,11 @@ class StudyStatus:
     resume: str | None
 
 
+def log_path(folder: Path, name: str) -> Path:
+    """The file of the messages of a run, in the folder of its study."""
+    return folder / "logs" / f"{name}.log"
+
+
 def read_study_status(folder: Path) -> StudyStatus:
     """The state of a study. Raises UserError if its file of runs cannot be read."""
     study: dict[str, Any] = storage.read_json(folder / STUDY_FILE)
@@ -61,7 +65,7 @@ def read_study_status(folder: Path) -> StudyStatus:
 
 
 def _read_run(folder: Path, name: str) -> StudyRunStatus:
-    log = folder / LOG_FOLDER / f"{name}.log"
+    log = log_path(folder, name)
     messages = str(log) if log.is_file() else None
     if not (folder / name / "recipe.yaml").is_file():
         return StudyRunStatus(name, "waiting", "", messages)

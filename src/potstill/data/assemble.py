@@ -7,7 +7,7 @@ differ from a validation or test question only in numbers and names are counted 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,17 @@ class AssembledQuestions:
     templates: Templates
     dropped: int
     limited: dict[str, int]
+
+
+def training_questions(names: Sequence[str], sets: Sets) -> list[Question]:
+    """The training questions of the named sets."""
+    return [question for name in names for question in sets[name].get("train", [])]
+
+
+def evaluated_questions(sets: Sets) -> list[Question]:
+    """The validation and test questions of all sets."""
+    by_split = [(split, questions) for name in sets for split, questions in sets[name].items()]
+    return [question for split, questions in by_split if split != "train" for question in questions]
 
 
 def assemble_questions(recipe: Recipe) -> AssembledQuestions:

@@ -12,7 +12,7 @@ from typing import Any
 
 from potstill import data, progress, prompts, storage
 from potstill.data import assemble, contamination, find_data_folder, labels, run_questions, splits
-from potstill.data.assemble import Sets, assemble_questions, replayed_sets
+from potstill.data.assemble import Sets, assemble_questions, evaluated_questions, replayed_sets, training_questions
 from potstill.data.custom_set import read_replay_rows
 from potstill.errors import UserError
 from potstill.recipe import Recipe, find_path, flatten_keys, recipe_data_folder
@@ -77,13 +77,11 @@ class Collect(Stage):
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         assembled, folder = assemble_questions(recipe), run_dir / "collect"
         sets = assembled.questions
-        train = [question for name in recipe.questions.train for question in sets[name]["train"]]
-        by_split = [(split, questions) for name in sets for split, questions in sets[name].items()]
-        evaluated = [question for split, questions in by_split if split != "train" for question in questions]
+        train, evaluated = training_questions(recipe.questions.train, sets), evaluated_questions(sets)
         task_prompts = build_task_prompts(recipe, sets)
         replay_rows = _read_replay_rows(recipe)
         only_replayed = [name for name in replayed_sets(recipe) if name not in recipe.questions.train]
-        replayed = [question for name in only_replayed for question in sets[name]["train"]]
+        replayed = training_questions(only_replayed, sets)
         texts = [question.text for question in evaluated]
         overlaps = contamination.overlap_shares({question.id: question.text for question in train}, texts)
         overlaps |= _max_overlaps([*replayed, *replay_rows], texts)
@@ -114,7 +112,8 @@ class Collect(Stage):
             counts["without questions.limit"] = assembled.limited
         if assembled.dropped:
             counts["left out as templates"] = assembled.dropped
-        contradictions = data.find_contradictions([question for _, questions in by_split for question in questions])
+        everything = [question for by_split in sets.values() for rows in by_split.values() for question in rows]
+        contradictions = data.find_contradictions(everything)
         if contradictions:
             first, other = contradictions[0]
             count, example = len(contradictions), f"such as {first.id} and {other.id}"
@@ -164,7 +163,7 @@ def build_task_prompts(recipe: Recipe, sets: Sets) -> dict[str, run_questions.Ta
     The prompts do not depend on the recipe's formats, so a change of format does not change the files. Raises UserError if a
     few-shot format of the evaluation has no demonstrations, and if a demonstration is an evaluated question.
     """
-    train = [question for name in recipe.questions.train for question in sets[name]["train"]]
+    train = training_questions(recipe.questions.train, sets)
     table = {"": run_questions.TaskPrompt(prompts.PAPER_STYLE, "", _choose_demonstrations(recipe, train))}
     for builtin in _builtin_sets(recipe):
         if builtin.task_prompts is not None:
@@ -174,8 +173,7 @@ def build_task_prompts(recipe: Recipe, sets: Sets) -> dict[str, run_questions.Ta
     example = Question("", "", "", "", "train", "")
     for name in recipe.evaluate.formats:  # raise errors now, not after hours of training
         run_questions.evaluation_prompt(example, prompts.FORMATS[name], {"": table[""]})
-    by_split = [(split, questions) for name in sets for split, questions in sets[name].items()]
-    _check_demonstrations(table, [question for split, rows in by_split if split != "train" for question in rows])
+    _check_demonstrations(table, evaluated_questions(sets))
     return table
 
 

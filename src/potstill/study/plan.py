@@ -157,7 +157,7 @@ def _describe_teachers(run: StudyRun, read_sets: _SetReader) -> Iterator[str]:
     """The lines of `potstill run --dry-run` about the chains that a run samples, for itself and for others."""
     recipe = run.recipe
     try:
-        train = run_cost.training_questions(recipe.questions.train, read_sets(recipe))
+        train = assemble.training_questions(recipe.questions.train, read_sets(recipe))
         so_far = _read_progress(run)
         for name, source in recipe.sources.items():
             with teachers.name_source(name):

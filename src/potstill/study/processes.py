@@ -29,7 +29,7 @@ from potstill.recipe.study import load_study
 from potstill.run_reader import STUDY_FILE
 from potstill.study.grid import DEMO, Study, StudyRun
 from potstill.study.shared_stages import call_when_unlocked, share_stages
-from potstill.study_status import LOG_FOLDER
+from potstill.study_status import log_path
 
 FILE_LOCK_SECONDS: Final = 600.0  # maximum wait for another shard that writes the tables and the page
 REPORT_SECONDS: Final = 15.0  # between two lines about the runs in progress
@@ -112,7 +112,7 @@ def make_runs(
         storage.write_json(study.folder / STUDY_FILE, study_to_json(study))
     unfinished = [run for run in runs if not is_finished(run)]
     progress.print_line(f"finished: {len(runs) - len(unfinished)} of {len(runs)} runs; folder: {study.folder}", "dim")
-    results = {run.name: RunResult(run.name, 0, "", _log_path(study, run)) for run in runs}
+    results = {run.name: RunResult(run.name, 0, "", log_path(study.folder, run.name)) for run in runs}
     processes: dict[str, subprocess.Popen[bytes]] = {}
     with ThreadPoolExecutor(jobs) as pool, _reporting(study, processes), _ending(pool, processes):
         started = [pool.submit(_run_process, study, run, command, jobs, processes) for run in unfinished]
@@ -174,7 +174,7 @@ def find_finished(study: Study) -> frozenset[str]:
 def _run_process(
     study: Study, run: StudyRun, command: Sequence[str], jobs: int, processes: dict[str, subprocess.Popen[bytes]]
 ) -> RunResult:
-    path = _log_path(study, run)
+    path = log_path(study.folder, run.name)
     environment = dict(os.environ)
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
     environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -214,7 +214,7 @@ def _reporting(study: Study, processes: dict[str, subprocess.Popen[bytes]]) -> I
     def report() -> None:
         while not stop.wait(REPORT_SECONDS):
             for name in list(processes):
-                line = last_line(study.folder / LOG_FOLDER / f"{name}.log")
+                line = last_line(log_path(study.folder, name))
                 if line and said.get(name) != line:  # a process that has said nothing new gets no line
                     progress.print_line(f"{name}: {line}", "dim")
                     said[name] = line
@@ -238,15 +238,11 @@ def last_line(path: Path) -> str:
     return ""
 
 
-def _log_path(study: Study, run: StudyRun) -> Path:
-    return study.folder / LOG_FOLDER / f"{run.name}.log"
-
-
 def find_failures(study: Study, unfinished: Collection[str]) -> dict[str, str]:
     """The error of the last process of each run that is not finished, in one line; empty if it did not end with one."""
     failures = {}
     for name in unfinished:
-        path = study.folder / LOG_FOLDER / f"{name}.log"
+        path = log_path(study.folder, name)
         failures[name] = _describe_error(path)[0] if last_line(path).startswith("code: E-") else ""
     return failures
 
